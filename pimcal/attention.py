@@ -1,0 +1,100 @@
+"""Multi-head attention, opened so that its four projections are layers of their own.
+
+torch's module keeps the three input projections in one parameter and computes them inside one function. Here each
+is a layer that a device can compute and that calibration can observe; masks, softmax and the products between
+activations stay torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Projection(nn.Module):
+    """One of an attention's projections: y = x W^T + b with the attention's own parameters."""
+
+    def __init__(self, attention: nn.MultiheadAttention, part: str) -> None:
+        super().__init__()
+        self._attention = (attention,)  # in a tuple, so that it is not registered as a child
+        self._part = part
+
+    @property
+    def weight(self) -> Tensor:
+        attention = self._attention[0]
+        if self._part == "out_proj":
+            return attention.out_proj.weight
+        if attention.in_proj_weight is None:
+            weight: Tensor = getattr(attention, f"{self._part}_weight")
+            return weight
+        return attention.in_proj_weight.chunk(3)[PARTS.index(self._part)]
+
+    @property
+    def bias(self) -> Tensor | None:
+        attention = self._attention[0]
+        if self._part == "out_proj":
+            return attention.out_proj.bias
+        return None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[PARTS.index(self._part)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class AttentionForward:
+    """Takes the place of `nn.MultiheadAttention.forward`, with its signature and results."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        self.attention = attention
+        self.parts = {part: Projection(attention, part) for part in PARTS}
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        layer = self.attention
+        inputs = zip(PARTS, (query, key, value), strict=False)
+        q, k, v = (self.parts[part](x) for part, x in inputs)
+        swap = layer.batch_first and q.dim() == 3
+        if swap:
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        one = torch.eye(layer.embed_dim, dtype=q.dtype, device=q.device)  # the projections are done already
+        y, weights = F.multi_head_attention_forward(
+            q, k, v, layer.embed_dim, layer.num_heads, None, None, layer.bias_k, layer.bias_v, layer.add_zero_attn,
+            layer.dropout, one, None, training=layer.training, key_padding_mask=key_padding_mask,
+            need_weights=need_weights, attn_mask=attn_mask, use_separate_proj_weight=True,
+            q_proj_weight=one, k_proj_weight=one, v_proj_weight=one,
+            average_attn_weights=average_attn_weights, is_causal=is_causal,
+        )  # fmt: skip
+        return self.parts["out_proj"](y.transpose(0, 1) if swap else y), weights
+
+
+def open_attention(model: nn.Module) -> None:
+    """Let every multi-head attention of `model` compute through projections that are layers."""
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
+            module.forward = AttentionForward(module)  # type: ignore[method-assign, assignment]
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, an opened attention's projections among them, in the order of the model."""
+    opened: set[str] = set()
+    for name, module in model.named_modules():
+        if name in opened:
+            continue
+        yield name, module
+        if isinstance(module.forward, AttentionForward):
+            opened.add(f"{name}.out_proj".lstrip("."))  # its Linear is never called: the projection is
+            for part, projection in module.forward.parts.items():
+                yield f"{name}.{part}".lstrip("."), projection

@@ -1,0 +1,111 @@
+"""The backend contract: what a device, real or simulated, must be able to do.
+
+A backend is a small class around one device. pimcal cuts a network's matrices into tiles, programs them,
+and asks for products; everything else stays on the host. `pimcal.testing` holds any backend to these rules.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pimcal.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WeightUnit = Literal["raw", "std", "full_scale"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a device can hold and compute. `None` means: without limit, or floating point.
+
+    `weight_unit` says what the host divides a layer's weights by before it programs them (and multiplies
+    the products by afterwards): `raw` nothing; `std` the standard deviation of the layer's weights;
+    `full_scale` their largest magnitude, so that codes lie in [-1, 1], or, where `weight_bits` is set, are
+    integers in [-(2^(bits-1) - 1), 2^(bits-1) - 1] (unsigned: [0, 2^bits - 1]).
+
+    Where `input_bits` is set, `matmul` gets integer codes (as floating-point tensors) in the same ranges.
+    `output_bits` tells how wide the device's own converters are; the device applies them itself.
+    """
+
+    identity: str
+    tiles: int | None = None
+    rows: int | None = None
+    cols: int | None = None
+    weight_bits: int | None = None
+    input_bits: int | None = None
+    output_bits: int | None = None
+    signed_weights: bool = True
+    signed_inputs: bool = True
+    weight_unit: WeightUnit = "raw"
+    simulated_clock: bool = False
+    effective_weights: bool = False
+    firmware: str = ""
+    mvm_s: float | None = None  # seconds that one matrix-vector product takes, where it is known
+
+
+class Backend(ABC):
+    """One device. Subclasses implement `capabilities`, `program` and `matmul`; the rest has defaults.
+
+    A backend is constructed as `BackendClass(settings, tiles)`: the validated `device:` part of the
+    profile (an instance of the settings model it was registered with) and the profile's `tiles:` part.
+    """
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the device can do; constant while it is open."""
+
+    @abstractmethod
+    def program(self, tile: int, weights: Tensor) -> None:
+        """Write `weights` ([rows, cols], device units, float32) to a tile; may be slow and inexact.
+
+        The shape may be smaller than the tile. The tile's former content is gone. The backend must not
+        keep a reference to `weights`: the caller may change it afterwards.
+        """
+
+    @abstractmethod
+    def matmul(self, tile: int, inputs: Tensor) -> Tensor:
+        """Multiply `inputs` ([n, rows], rows as programmed) by the tile: [n, cols]. The only hot call."""
+
+    def new_batch(self) -> None:  # noqa: B027 - most devices have nothing to do here
+        """A new inference batch begins; simulators redraw their temporal noise, once per batch."""
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` of simulated time pass. Real devices have no such clock and refuse."""
+        raise ConfigError(f"{self.capabilities.identity} has no simulated clock to advance")
+
+    def telemetry(self) -> dict[str, float]:
+        """Current readings by name and unit, e.g. `{"temperature_c": 41.5}`; empty where there are none."""
+        return {}
+
+    def effective_weights(self, tile: int) -> Tensor:
+        """The weights ([rows, cols], device units) that this batch's products on `tile` use, errors included.
+
+        Only for simulators whose whole error lies in the weights; they set `capabilities.effective_weights`.
+        The host then runs its own kernels on them. The result may be reused by the next call: do not change it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} announces no effective weights")
+
+    def state_dict(self) -> dict[str, Any]:
+        """A simulator's whole state (tensors and plain values) so that it can be restored exactly."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Restore what `state_dict` gave. Real devices keep their own state and ignore it."""
+
+    def to(self, torch_device: torch.device) -> None:  # noqa: B027
+        """Move a simulator's tensors to a torch device, without changing any value."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release the device. Called once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,3 @@
+"""Calibration: measure what the device does to the activations, and correct it on the host."""
+
+from pimcal.calibration.run import calibrate as calibrate

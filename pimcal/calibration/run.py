@@ -1,0 +1,100 @@
+"""A calibration from batches to a record. The network is left exactly as it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+import pimcal
+from pimcal.batches import batch_size
+from pimcal.calibration.methods import Method, Progress, find_corrections
+from pimcal.corrections import Corrections
+from pimcal.deployment import Deployment
+from pimcal.errors import DataError
+from pimcal.record import Provenance, Record
+
+
+def calibrate(
+    net: Deployment,
+    batches: Iterable[Any],
+    method: Method | None = None,
+    *,
+    momentum: float | None = None,
+    seed: int | None = None,
+    progress: Progress = lambda done: None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Record:
+    """Measure what the device does to the activations, and find the corrections that undo it.
+
+    `batches` hold the calibration images (no labels needed): x, (x, y), or dicts of the model's inputs. `method`:
+
+    - `paired` (default, from the profile): BatchNorm statistics moved by the difference between the device and the
+      digital model on the same images; measured layer by layer over all batches at once.
+    - `affine`: the same, and a gain and an offset a channel for device layers that no BatchNorm follows.
+    - `pooled`: BatchNorm statistics replaced by the exact moments over all images.
+    - `ema`: Algorithm 1 of Tsai et al., batch after batch, with `momentum` (0.999, PyTorch's is 1 - momentum).
+
+    Nothing is in force afterwards that was not before: `net.apply(record)` is the second step.
+
+    `seed` is only recorded. `progress` is called with the number of batches done, once or twice over.
+    `now` and `clock` give the record's date and its duration in seconds.
+
+    Raises DataError for fewer than two images or for NaN on the way, UsageError where the method does not suit
+    the model.
+    """
+    settings = net.device.profile.calibration
+    method = method or settings.method
+    batches = list(batches)
+    images = count_images(batches)
+    before, start = net.device.cost.copy(), clock()
+    with net.uncorrected():
+        corrections = find_corrections(
+            net, batches, method, momentum=settings.momentum if momentum is None else momentum, progress=progress
+        )
+    mvms = net.device.cost.since(before).mvms
+    return _record(net, method, corrections, images, len(batches), mvms, clock() - start, seed, now())
+
+
+def count_images(batches: Sequence[Any]) -> int:
+    """The number of images in all batches. Raises DataError where they are too few to measure a spread."""
+    images = sum(batch_size(batch) for batch in batches)
+    if images < 2:
+        raise DataError(f"calibration needs at least 2 images to measure a spread, got {images}; 64 is a good number")
+    return images
+
+
+def _record(
+    net: Deployment,
+    method: str,
+    corrections: Corrections,
+    images: int,
+    batches: int,
+    mvms: int,
+    seconds: float,
+    seed: int | None,
+    now: datetime,
+) -> Record:
+    device = net.device
+    made_with = Provenance(
+        pimcal=pimcal.__version__,
+        torch=torch.__version__,
+        backend=device.profile.backend,
+        profile=device.profile.name,
+        profile_hash=device.profile.hash,
+        model_hash=net.model_hash,
+        device=device.capabilities.identity,
+        firmware=device.capabilities.firmware,
+        wall_time=now.isoformat(timespec="seconds"),
+        images=images,
+        batches=batches,
+        mvms=mvms,
+        seconds=round(seconds, 6),
+        seed=seed,
+        telemetry=device.telemetry(),
+    )
+    return Record(method=method, corrections=corrections, made_with=made_with)

@@ -1,0 +1,71 @@
+"""What calibration changes on the host, by module name, and how it is put in force.
+
+A normalisation's correction is {"mean": [channels], "var": [channels]}: its running statistics on this device.
+A device layer's correction is {"gain": [channels], "offset": [channels]}: gain * y + offset on its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pimcal.errors import DataError
+from pimcal.layers import ChannelCorrection
+
+if TYPE_CHECKING:
+    from pimcal.deployment import Deployment
+
+Corrections = dict[str, dict[str, Tensor]]
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """All normalisations of `model` that use running statistics: BatchNorm, SyncBatchNorm, frozen variants."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(getattr(module, "running_var", None), Tensor)
+    }
+
+
+def set_statistics(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
+    """Overwrite a normalisation's running statistics, in place."""
+    with torch.no_grad():
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
+        norm.running_var.copy_(var)  # type: ignore[union-attr, operator]
+
+
+def set_corrections(net: Deployment, corrections: Corrections) -> None:
+    """Put exactly `corrections` in force: every module that they do not name gets its digital values back.
+
+    Raises DataError, before anything is changed, where they name a module or a shape that the network lacks.
+    """
+    norms, originals = norms_of(net.module), norms_of(net.reference)
+    _check(net, norms, corrections)
+    for name, norm in norms.items():
+        values: Any = corrections.get(name) or {"mean": originals[name].running_mean, "var": originals[name].running_var}
+        set_statistics(norm, values["mean"], values["var"])
+    for name, layer in net.layers.items():
+        found = corrections.get(name)
+        layer.correction = None if found is None else ChannelCorrection(found["gain"], found["offset"])
+
+
+def _check(net: Deployment, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
+    for name, values in corrections.items():
+        if name in norms:
+            keys, shape = {"mean", "var"}, tuple(norms[name].running_mean.shape)  # type: ignore[union-attr, operator]
+        elif name in net.layers:
+            keys, shape = {"gain", "offset"}, None
+        else:
+            raise DataError(f"a correction names {name}, which is neither a normalisation nor a device layer here")
+        if set(values) != keys or (shape is not None and any(tuple(v.shape) != shape for v in values.values())):
+            found = {key: tuple(value.shape) for key, value in values.items()}
+            raise DataError(f"the correction of {name} has {found}; expected {sorted(keys)} of shape {shape}")
+
+
+def load_corrections(values: Mapping[str, Mapping[str, Tensor]]) -> Corrections:
+    """A plain copy, as it comes from a saved state."""
+    return {name: dict(tensors) for name, tensors in values.items()}

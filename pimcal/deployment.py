@@ -1,0 +1,306 @@
+"""A network whose matrix products run on a device; everything else stays on the host."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pimcal.attention import open_attention
+from pimcal.backend import Capabilities
+from pimcal.corrections import Corrections, load_corrections, set_corrections
+from pimcal.device import Device
+from pimcal.errors import ConfigError, DataError, UsageError
+from pimcal.fingerprint import model_hash
+from pimcal.layers import Converters, DeviceMatrix, LayerForward
+from pimcal.matrices import MatrixView, as_float32
+from pimcal.placement import Limits, MatrixShape, Placed, place
+from pimcal.placement_report import Placement, report
+from pimcal.quantize import largest_code
+from pimcal.record import Record, check_fits
+from pimcal.references import ReferenceColumns
+from pimcal.survey import Candidate, survey
+from pimcal.tile_array import TileArray
+
+
+class Deployment(nn.Module):
+    """A copy of a model on a device. Call it as you call the model; make it with `pimcal.deploy`.
+
+    `module` is the copy, with the model's own names; `reference` the digital model, which shares its weights with
+    the one that was deployed. `placement` tells what is where. `device` may be shared with further copies.
+    """
+
+    def __init__(self, model: nn.Module, device: Device) -> None:
+        super().__init__()
+        self.device = device
+        self._reference = (_share(model),)  # in a tuple: no child, so that its state is not saved twice
+        self.candidates = survey(self.reference, device.profile.host)
+        self.module = _copy_for_host(model, self.candidates)
+        self._active: list[tuple[str, Corrections]] = []
+        self.array = TileArray(device, _references(device))
+        self.layers: dict[str, LayerForward] = {}
+        self._placed: dict[str, Placed] = {}
+        self._place(survey(self.module, device.profile.host))
+        self._follow_torch_device()
+        self.array.ensure(0)
+
+    @property
+    def reference(self) -> nn.Module:
+        """The digital model, in eval mode."""
+        return self._reference[0]
+
+    @property
+    def placement(self) -> Placement:
+        """What sits where on the device, and what stayed on the host and why."""
+        return report(self.candidates, self._placed, self.array, self.device.profile.host)
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the digital model's state: what a calibration record is bound to."""
+        return model_hash(self.reference)
+
+    @property
+    def active(self) -> str | None:
+        """The id of the record whose corrections are applied, or None."""
+        return self._active[-1][0] if self._active else None
+
+    def _place(self, candidates: Sequence[Candidate]) -> None:
+        todo = [(c.name, c.module, c.view) for c in candidates if c.view is not None]
+        if not todo:
+            raise _nothing_to_place(candidates)
+        capabilities = self.device.capabilities
+        owners = _owners(todo)
+        factor = 1 if capabilities.signed_weights else 2
+        shapes = [
+            MatrixShape(name, view.groups, view.rows, view.cols * factor, view.row_unit)
+            for name, _, view in todo
+            if owners[name] == name
+        ]
+        limits = Limits(capabilities.tiles, capabilities.rows, capabilities.cols, self.array.references.count)
+        placed = {p.shape.name: p for p in place(shapes, limits)}
+        converters = _converters(self.device)
+        for name, layer, view in todo:
+            spot = placed[owners[name]]
+            unit = _unit(layer, capabilities)
+            if owners[name] == name:
+                self.array.add(spot, _source(layer, view, unit, capabilities))
+            self._placed[name] = spot
+            matrix = DeviceMatrix(view, self.array, spot, unit, converters=converters)
+            self.layers[name] = LayerForward(layer, matrix)
+            layer.forward = self.layers[name]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own call: one inference batch on the device.
+
+        Raises DeviceUnavailableError after the device was closed.
+        """
+        with self.session():
+            return self.module(*args, **kwargs)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """What a call of `module` needs around it: one inference batch on the device, torch's shortcuts off."""
+        with self.device.batch(), _own_attention():
+            yield
+
+    # corrections
+
+    def apply(self, record: Record | Callable[[nn.Module], Any], *, force: bool = False) -> Self:
+        """Put a record's corrections in force; `revert` undoes it.
+
+        Raises DataError where the record was made for another model or another device (`force` skips the latter).
+        Given a function it does what `nn.Module.apply` does.
+        """
+        if not isinstance(record, Record):
+            return super().apply(record)
+        check_fits(record, self.model_hash, self.device, force=force)
+        self.push(record.id, record.corrections)
+        return self
+
+    def push(self, name: str, corrections: Corrections) -> None:
+        """Put corrections in force under a name, whatever they were made for."""
+        set_corrections(self, corrections)
+        self._active.append((name, corrections))
+
+    def revert(self) -> None:
+        """Undo the last `apply`: what was in force before it is in force again.
+
+        Raises UsageError where nothing is applied.
+        """
+        if not self._active:
+            raise UsageError("no record is applied, so there is nothing to revert")
+        self._active.pop()
+        set_corrections(self, self._active[-1][1] if self._active else {})
+
+    @contextmanager
+    def uncorrected(self) -> Iterator[None]:
+        """The network without corrections, for the length of a block; what was in force comes back after it."""
+        set_corrections(self, {})
+        try:
+            yield
+        finally:
+            set_corrections(self, self._active[-1][1] if self._active else {})
+
+    # state
+
+    def _follow_torch_device(self) -> None:
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            self.device.to(tensor.device)
+            return
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.reference._apply(fn, recurse)
+        self._follow_torch_device()
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Device layers have no training mode: a deployed network is for inference and calibration only."""
+        return super().train(False)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the tensors of the model do not tell: the simulated device's state, the records in force."""
+        return {
+            "device": self.device.state_dict(),
+            "resident": self.array.resident,
+            "active": [[name, corrections] for name, corrections in self._active],
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        self.device.load_state_dict(state["device"])
+        self.array.resident = state["resident"]
+        self._active = [(name, load_corrections(corrections)) for name, corrections in state["active"]]
+        set_corrections(self, self._active[-1][1] if self._active else {})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Restore a state that `state_dict` gave: the same outputs follow, noise included.
+
+        Raises DataError where it belongs to another model: the weights on the device cannot be swapped this way.
+        """
+        for name in self._shared_weights():
+            theirs = state_dict.get(f"module.{name}")
+            ours = self.module.get_parameter(name)
+            if theirs is not None and not torch.equal(theirs.to(ours.device), ours):
+                raise DataError(f"state has other weights for {name} than the device holds; deploy that model instead")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _shared_weights(self) -> list[str]:
+        placed = {id(p) for forward in self.layers.values() for p in forward.layer.parameters()}
+        return [name for name, p in self.module.named_parameters() if id(p) in placed]
+
+
+def deploy(model: nn.Module, device: Device) -> Deployment:
+    """Put `model` on `device`. The model itself is not changed and stays the digital reference.
+
+    Weights are programmed now. Layers that the profile's `host:` patterns name, and those that no device can
+    compute, stay digital: see `Deployment.placement`.
+
+    Raises DataError for a model without a matrix product or with weights that are no numbers, ConfigError where a
+    layer is larger than the device, DeviceUnavailableError on a closed device.
+    """
+    return Deployment(model, device)
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise DataError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
+            "deploy a freshly loaded model, outside of any training graph"
+        ) from error
+    twin.eval().requires_grad_(False)
+    open_attention(twin)
+    return twin
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    """Another tensor object on the same storage."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=False)
+    return tensor.detach()
+
+
+def _share(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers share the model's memory."""
+    return _copy(model, {id(t): _twin(t) for t in (*model.parameters(), *model.buffers())})
+
+
+def _copy_for_host(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Module:
+    """A copy with memory of its own, save for weights that the device holds: those it only keeps to be looked at."""
+    placed = {c.name for c in candidates if c.view is not None}
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        if name in placed:
+            memo |= {id(p): _twin(p) for p in module.parameters(recurse=False) if p.dim() > 1}
+    kept = {id(p) for n, m in model.named_modules() if n not in placed for p in m.parameters(recurse=False)}
+    return _copy(model, {key: value for key, value in memo.items() if key not in kept})
+
+
+def _owners(todo: Sequence[tuple[str, nn.Module, MatrixView]]) -> dict[str, str]:
+    """For each layer the first one with the same (tied) weight: they share its tiles."""
+    first: dict[tuple[int, str], str] = {}
+    owners = {}
+    for name, layer, view in todo:
+        weight = layer._parameters.get("weight")
+        key = (id(layer if weight is None else weight), type(view).__name__)
+        owners[name] = first.setdefault(key, name)
+    return owners
+
+
+def _references(device: Device) -> ReferenceColumns:
+    wanted = device.profile.references
+    return ReferenceColumns(wanted.offset, wanted.gain)
+
+
+def _converters(device: Device) -> Converters:
+    capabilities, io = device.capabilities, device.profile.io
+    bits = [b for b in (capabilities.input_bits, io.input_bits) if b is not None]
+    own_adc = capabilities.output_bits is not None
+    return Converters(min(bits, default=None), None if own_adc else io.output_bits, capabilities.signed_inputs)
+
+
+def _unit(layer: nn.Module, capabilities: Capabilities) -> float:
+    """What one device unit is worth in units of the layer's weights."""
+    weight = as_float32(layer.weight)  # type: ignore[arg-type]
+    if capabilities.weight_unit == "raw":
+        return 1.0
+    if capabilities.weight_unit == "std":
+        return float(weight.std(correction=0)) or 1.0
+    bits = capabilities.weight_bits
+    top = largest_code(bits, signed=capabilities.signed_weights) if bits else 1
+    return float(weight.abs().amax()) / top or 1.0
+
+
+def _source(layer: nn.Module, view: MatrixView, unit: float, capabilities: Capabilities) -> Callable[[], Tensor]:
+    def matrices() -> Tensor:
+        matrix = view.matrix(as_float32(layer.weight)) / unit  # type: ignore[arg-type]
+        if capabilities.weight_bits is not None:
+            matrix = matrix.round()
+        if not capabilities.signed_weights:
+            matrix = torch.cat([matrix.clamp(min=0), matrix.clamp(max=0).neg()], dim=2)
+        return matrix
+
+    return matrices
+
+
+def _nothing_to_place(candidates: Sequence[Candidate]) -> Exception:
+    if not candidates:
+        return DataError("the model has no layer with a matrix product, so there is nothing to put on a device")
+    listed = "; ".join(f"{c.name}: {c.reason}" for c in candidates[:5])
+    return ConfigError(f"every layer of the model stays on the host, nothing is left for the device ({listed})")
+
+
+@contextmanager
+def _own_attention() -> Iterator[None]:
+    """Keep torch's transformer layers from computing their linear layers inside one fused function."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,58 @@
+"""What plugins can be told through the hook `pimcal_on_event`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pimcal import registry
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchServed(Event):
+    """A deployed network answered one batch with `mvms` matrix-vector products."""
+
+    mvms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFinished(Event):
+    """A calibration made a record; it is not active yet."""
+
+    method: str
+    images: int
+    mvms: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordActivated(Event):
+    """A calibration record's corrections are applied from now on."""
+
+    record_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordReverted(Event):
+    """A calibration record's corrections were taken back."""
+
+    record_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFinished(Event):
+    """A sweep wrote its results to the folder `out`; `table` is what its JSON holds."""
+
+    table: dict[str, Any]
+    out: Path
+
+
+def emit(event: Event) -> None:
+    """Tell every plugin that listens."""
+    registry.default().notify(event)

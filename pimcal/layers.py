@@ -1,0 +1,200 @@
+"""A layer's matrix products on the device, and what the host does around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pimcal.matrices import ConvTransposeView, MatrixView
+from pimcal.placement import Placed
+from pimcal.products import Cut, DeviceProducts, HostProducts, Products, cuts_of
+from pimcal.quantize import quantize
+from pimcal.references import correct
+from pimcal.tile_array import TileArray
+
+
+@dataclass(frozen=True, slots=True)
+class Converters:
+    """What the host quantises before and after the array. `None`: floating point.
+
+    `input_bits`: the device's DAC, or the profile's for a simulator. `output_bits`: the profile's ADC, played by
+    the host; a device that has its own converts before the host sees anything.
+    """
+
+    input_bits: int | None = None
+    output_bits: int | None = None
+    signed_inputs: bool = True
+
+
+class DeviceMatrix:
+    """One weight on the device. `multiply` is the layer's forward pass, bias included."""
+
+    def __init__(
+        self, view: MatrixView, array: TileArray, placed: Placed, unit: float, *, converters: Converters
+    ) -> None:
+        """`unit` is what one device unit is worth in units of the layer's weights."""
+        capabilities = array.device.capabilities
+        self.view, self.array, self.placed, self.unit = view, array, placed, unit
+        self.converters = converters
+        self.differential = not capabilities.signed_weights
+        self._backend = array.device.backend
+        self._products: Products
+        if capabilities.effective_weights:
+            self._products = HostProducts(array, placed.load)
+        else:
+            self._products = DeviceProducts(array, placed.load)
+        self._cuts = cuts_of(placed)
+        self._rows_driven = sum(b.stop - b.start for b in placed.blocks)
+        self._cols_read = sum(b.last - b.first + array.references.count for b in placed.blocks)
+        self._fused = capabilities.effective_weights and not (
+            array.references.count or converters.output_bits or self.differential or not converters.signed_inputs
+        )
+        self._whole_tile = _whole_tile(placed)
+
+    def multiply(self, x: Tensor, bias: Tensor | None = None, view: MatrixView | None = None) -> Tensor:
+        """The layer's output for `x`. `view` replaces the layer's geometry where a call brings its own."""
+        view = view or self.view
+        self.array.ensure(self.placed.load)
+        if self._fused and self.converters.input_bits is None:
+            y = view.fused(x, self._weights(x.dtype), bias)
+            self._count(view.positions(x, y))
+            return y
+        batch, added = view.batched(x)
+        y = self._multiply_fused(view, batch, bias) if self._fused else self._multiply_cut(view, batch, bias)
+        return y.squeeze(0) if added else y
+
+    def _count(self, vectors: int) -> None:
+        device = self.array.device
+        device.count(vectors * len(self.placed.blocks), self._rows_driven, self._cols_read, vectors)
+
+    # torch's own kernel for the whole layer, on the weights as they are in this batch
+
+    def _multiply_fused(self, view: MatrixView, x: Tensor, bias: Tensor | None) -> Tensor:
+        codes, step = self._convert_inputs(x)
+        y = view.fused(codes * step, self._weights(x.dtype), bias)
+        self._count(view.positions(x, y))
+        return y
+
+    def _weights(self, dtype: torch.dtype) -> Tensor:
+        matrix = self._effective_matrix()
+        if self.unit != 1.0:
+            matrix = matrix * self.unit
+        return matrix if matrix.dtype == dtype else matrix.to(dtype)
+
+    def _effective_matrix(self) -> Tensor:
+        shape = self.placed.shape
+        if self._whole_tile is not None:
+            weights = self._backend.effective_weights(self._whole_tile)
+            if weights.shape[1] != shape.groups * shape.cols or weights.shape[0] != shape.rows:
+                weights = weights[: shape.rows, : shape.groups * shape.cols]  # other layers share the tile
+            if shape.groups == 1:
+                return weights.unsqueeze(0)
+            return weights.unflatten(1, (shape.groups, shape.cols)).transpose(0, 1)
+        tiles = {tile: self._backend.effective_weights(tile) for tile in self.placed.tiles}
+        some = next(iter(tiles.values()))
+        matrix = some.new_empty(shape.groups, shape.cols, shape.rows).transpose(1, 2)
+        for b in self.placed.blocks:
+            rows = tiles[b.tile][b.tile_row : b.tile_row + b.stop - b.start]
+            matrix[b.group, b.start : b.stop, b.first : b.last] = rows[:, b.tile_col : b.tile_col + b.last - b.first]
+        return matrix
+
+    # cut by cut, with converters and reference columns in between
+
+    def _multiply_cut(self, view: MatrixView, x: Tensor, bias: Tensor | None) -> Tensor:
+        codes, step = self._convert_inputs(x.float())
+        if self.converters.signed_inputs or not bool((codes < 0).any()):
+            columns = self._columns(view, codes)
+        else:  # the device takes no negative inputs: two products, and the difference on the host
+            columns = self._columns(view, codes.clamp(min=0)) - self._columns(view, codes.clamp(max=0).neg())
+        if self.differential:
+            columns = torch.sub(*columns.chunk(2, dim=2))
+        y = view.finish(columns, x) * (step * self.unit)
+        if bias is not None:
+            y = y + along_channels(bias, view)
+        return y.to(x.dtype)
+
+    def _convert_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The DAC: codes, and their step for each sample."""
+        bits = self.converters.input_bits
+        if bits is None:
+            return x, x.new_ones(())
+        return quantize(x, bits, signed=self.converters.signed_inputs, dims=tuple(range(1, x.dim())))
+
+    def _columns(self, view: MatrixView, codes: Tensor) -> Tensor:
+        """All columns [n, groups, cols, l]: cuts between rows are added up, cuts between columns joined."""
+        sums: dict[int, Tensor] = {}
+        vectors = 0
+        for cut in self._cuts:
+            raw, inputs_sum = self._products.run(view, codes, cut)
+            part = self._correct(self._convert_outputs(raw), inputs_sum, cut)
+            sums[cut.first] = sums[cut.first] + part if cut.first in sums else part
+            vectors = part.shape[0] * part.shape[3]
+        self._count(vectors)
+        return torch.cat([sums[first] for first in sorted(sums)], dim=2)
+
+    def _convert_outputs(self, raw: Tensor) -> Tensor:
+        """The ADC: one full scale for each product, shared by the columns that are read (auto-ranging)."""
+        if self.converters.output_bits is None:
+            return raw
+        codes, step = quantize(raw, self.converters.output_bits, dims=(2,))
+        return codes * step
+
+    def _correct(self, raw: Tensor, inputs_sum: Tensor, cut: Cut) -> Tensor:
+        if not self.array.references.count:
+            return raw
+        layouts = self.array.layouts
+        constants = raw.new_tensor([layouts[self.placed.load, b.tile].constant for b in cut.blocks])
+        pool = torch.tensor(cut.tile_positions(), device=raw.device)
+        return correct(raw, inputs_sum * constants[:, None, None], pool, self.array.references)
+
+
+def _whole_tile(placed: Placed) -> int | None:
+    """The tile that holds a layer's matrices from its corner on, group beside group, if there is one."""
+    shape, tile = placed.shape, placed.blocks[0].tile
+    expected = {(tile, 0, g * shape.cols, shape.rows, shape.cols) for g in range(shape.groups)}
+    found = {(b.tile, b.tile_row, b.tile_col, b.stop - b.start, b.last - b.first) for b in placed.blocks}
+    return tile if found == expected else None
+
+
+def along_channels(values: Tensor, view: MatrixView) -> Tensor:
+    """Values [channels], shaped to broadcast over a layer's output."""
+    return values.reshape(-1, *(1,) * (-1 - view.channel_dim))
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelCorrection:
+    """What the host does to a layer's output: `gain * y + offset`, a value a channel each."""
+
+    gain: Tensor
+    offset: Tensor
+
+    def apply(self, y: Tensor, view: MatrixView) -> Tensor:
+        gain, offset = (along_channels(v.to(y), view) for v in (self.gain, self.offset))
+        return gain * y + offset
+
+
+class LayerForward:
+    """Takes the place of a layer's `forward`; the layer keeps its parameters, its hooks and its type."""
+
+    def __init__(self, layer: nn.Module, matrix: DeviceMatrix) -> None:
+        self.layer, self.matrix = layer, matrix
+        self.correction: ChannelCorrection | None = None
+
+    def __call__(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 - torch's name
+        bias: Any = self.layer.bias
+        view = None if output_size is None else self._resized(input, output_size)
+        y = self.matrix.multiply(input, bias, view)
+        return y if self.correction is None else self.correction.apply(y, self.matrix.view)
+
+    def _resized(self, x: Tensor, output_size: list[int]) -> MatrixView:
+        """The geometry of a transposed convolution that is called with the size of its output."""
+        layer: Any = self.layer
+        view = ConvTransposeView(layer)
+        padding = layer._output_padding(
+            x, output_size, layer.stride, layer.padding, layer.kernel_size, view.dims, layer.dilation
+        )
+        view.output_padding = tuple(padding)
+        return view

@@ -1,0 +1,266 @@
+"""How a layer becomes matrix-vector products: its weights as matrices, its input as vectors.
+
+A layer with `groups` groups is `groups` matrices of `rows` inputs by `cols` outputs, kept as one tensor
+[groups, rows, cols]. Four views of the same product are offered; they agree up to rounding:
+
+- `fused`: the whole layer by torch's own kernel, for matrices that need no treatment on the way;
+- `product`: some rows of the matrices by torch's own kernel, columns left as they are [n, groups, cols, l];
+- `patches`: the input vectors themselves [n, groups, l, rows], for a device that multiplies them;
+- `finish`: from such columns [n, groups, cols, l] to the layer's output.
+
+`n` counts samples and `l` the positions of a sample, for example the output pixels of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class MatrixView(ABC):
+    """One layer's geometry; holds no weights."""
+
+    groups: int
+    rows: int
+    cols: int
+    row_unit: int  # rows that belong to one input channel; cuts between rows prefer multiples of it
+
+    @abstractmethod
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The layer's weight as [groups, rows, cols]."""
+
+    @abstractmethod
+    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    @abstractmethod
+    def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor: ...
+
+    @abstractmethod
+    def patches(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def finish(self, columns: Tensor, x: Tensor) -> Tensor: ...
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        """`x` with a leading sample dimension, and whether it had to be added."""
+        return x, False
+
+    @abstractmethod
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        """How many vectors the layer multiplied by each of its matrices to get from `x` to `y`."""
+
+    @property
+    @abstractmethod
+    def channel_dim(self) -> int:
+        """The dimension of the output that holds the channels, counted from the end."""
+
+
+class LinearView(MatrixView):
+    """y = x W^T over the last dimension of x; every leading dimension counts vectors."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        self.groups, self.rows, self.cols, self.row_unit = 1, in_features, out_features, 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.t().unsqueeze(0)
+
+    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, matrix[0].t(), bias)
+
+    def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
+        y = x.reshape(-1, self.rows)[:, start:stop] @ matrix[0]
+        return y[:, None, :, None]
+
+    def patches(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, 1, 1, self.rows)
+
+    def finish(self, columns: Tensor, x: Tensor) -> Tensor:
+        return columns.reshape(*x.shape[:-1], self.cols)
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        return (x.unsqueeze(0), True) if x.dim() == 1 else (x, False)
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        return x.numel() // self.rows
+
+    @property
+    def channel_dim(self) -> int:
+        return -1
+
+
+class ConvView(MatrixView):
+    """A convolution of one, two or three dimensions; a row is (input channel, kernel position)."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+        self.groups = layer.groups
+        self.dims = len(layer.kernel_size)
+        self.kernel = tuple(layer.kernel_size)
+        self.row_unit = math.prod(self.kernel)
+        self.rows = layer.in_channels // layer.groups * self.row_unit
+        self.cols = layer.out_channels // layer.groups
+        self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
+        self.pad_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        # torch's own order: last dimension first, before and after; resolves "same" and "valid" too
+        self.pad = tuple(int(p) for p in layer._reversed_padding_repeated_twice)
+        before, after = self.pad[0::2][::-1], self.pad[1::2][::-1]
+        self.kernel_pad = before if self.pad_mode == "constant" and before == after else None
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, self.cols, self.rows).transpose(1, 2)
+
+    def _kernel_call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: Sequence[int] | int = 0
+        if self.kernel_pad is None:
+            x = F.pad(x, self.pad, mode=self.pad_mode)
+        else:
+            padding = self.kernel_pad
+        conv: Any = _CONV[self.dims]
+        y: Tensor = conv(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return y
+
+    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        channels = self.rows // self.row_unit
+        weight = matrix.transpose(1, 2).reshape(self.groups * self.cols, channels, *self.kernel)
+        return self._kernel_call(x, weight, bias)
+
+    def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
+        first, last = start // self.row_unit, -(-stop // self.row_unit)
+        margins = (0, 0, start - first * self.row_unit, last * self.row_unit - stop)
+        if any(margins):  # a cut inside a channel: rows of other tiles count as zeros here
+            matrix = F.pad(matrix, margins)
+        cols = matrix.shape[-1]
+        weight = matrix.transpose(1, 2).reshape(self.groups * cols, last - first, *self.kernel)
+        if (first, last) != (0, self.rows // self.row_unit):
+            x = x.unflatten(1, (self.groups, -1))[:, :, first:last].flatten(1, 2)
+        return self._kernel_call(x, weight, None).unflatten(1, (self.groups, cols)).flatten(3)
+
+    def patches(self, x: Tensor) -> Tensor:
+        x = F.pad(x, self.pad, mode=self.pad_mode)
+        for i, (size, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            x = x.unfold(2 + i, (size - 1) * gap + 1, step)[..., ::gap]
+        # [n, channels, *out, *kernel] -> [n, groups, positions, channels of the group * kernel]
+        x = x.unflatten(1, (self.groups, -1)).flatten(3, 2 + self.dims)
+        return x.movedim(2, 3).flatten(3)
+
+    def _out_size(self, x: Tensor) -> list[int]:
+        pads = [self.pad[2 * i] + self.pad[2 * i + 1] for i in range(self.dims)][::-1]
+        return [
+            (size + pad - gap * (kernel - 1) - 1) // step + 1
+            for size, pad, kernel, step, gap in zip(
+                x.shape[2:], pads, self.kernel, self.stride, self.dilation, strict=True
+            )
+        ]
+
+    def finish(self, columns: Tensor, x: Tensor) -> Tensor:
+        return columns.flatten(1, 2).reshape(x.shape[0], -1, *self._out_size(x))
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        return y.numel() // (self.groups * self.cols)
+
+    @property
+    def channel_dim(self) -> int:
+        return -1 - self.dims
+
+
+class ConvTransposeView(MatrixView):
+    """A transposed convolution: one product per input pixel, its columns added up on the host.
+
+    A row is an input channel, a column is (output channel, kernel position).
+    """
+
+    row_unit = 1
+
+    def __init__(self, layer: nn.ConvTranspose1d | nn.ConvTranspose2d) -> None:
+        self.dims = len(layer.kernel_size)
+        self.groups = layer.groups
+        self.rows = layer.in_channels // layer.groups
+        self.kernel = tuple(layer.kernel_size)
+        self.out_channels = layer.out_channels // layer.groups
+        self.cols = self.out_channels * math.prod(self.kernel)
+        self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
+        self.padding = tuple(int(p) for p in layer.padding)
+        self.output_padding = tuple(layer.output_padding)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.groups, self.rows, self.cols)
+
+    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        weight = matrix.reshape(self.groups * self.rows, self.out_channels, *self.kernel)
+        kernel: Any = F.conv_transpose1d if self.dims == 1 else F.conv_transpose2d
+        y: Tensor = kernel(
+            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+        return y
+
+    def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
+        return (self.patches(x)[..., start:stop] @ matrix).transpose(2, 3)
+
+    def patches(self, x: Tensor) -> Tensor:
+        return x.flatten(2).unflatten(1, (self.groups, self.rows)).transpose(2, 3)
+
+    def finish(self, columns: Tensor, x: Tensor) -> Tensor:
+        spec = zip(
+            x.shape[2:], self.stride, self.padding, self.dilation, self.kernel, self.output_padding, strict=True
+        )
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, s, p, d, k, o in spec]
+        one = self.dims == 1  # torch folds images only: a signal is an image one pixel high
+
+        def pair(values: Sequence[int], unit: int) -> tuple[int, ...]:
+            return (unit, *values) if one else tuple(values)
+
+        y = F.fold(
+            columns.flatten(1, 2),
+            pair(size, 1),
+            pair(self.kernel, 1),
+            pair(self.dilation, 1),
+            pair(self.padding, 0),
+            pair(self.stride, 1),
+        )
+        return y.squeeze(2) if one else y
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        return x.numel() // (self.groups * self.rows)
+
+    @property
+    def channel_dim(self) -> int:
+        return -1 - self.dims
+
+
+def view_of(layer: nn.Module) -> MatrixView | None:
+    """The matrix view of a layer that a device can compute, or None for every other module."""
+    if isinstance(layer, nn.Linear):
+        return LinearView(layer.in_features, layer.out_features)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return ConvView(layer)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        return ConvTransposeView(layer)
+    return None
+
+
+def inherits_forward(layer: nn.Module) -> bool:
+    """Whether a layer computes what torch's own class does (a subclass may have its own `forward`)."""
+    cls = type(layer)
+    for base in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d):
+        if isinstance(layer, base):
+            same_kernel = getattr(cls, "_conv_forward", None) is getattr(base, "_conv_forward", None)
+            return cls.forward is base.forward and same_kernel
+    return False
+
+
+def as_float32(weight: Tensor) -> Tensor:
+    """The weight as the device gets it: float32, detached."""
+    return weight.detach().to(torch.float32)

@@ -1,0 +1,53 @@
+"""What can be wrong with a profile, where it stands, and the error that reports it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pimcal.errors import ConfigError
+
+
+class Position(NamedTuple):
+    """A place in a file, counted from 1. Line 0: `file` alone says it, as for `-O key=value`, or nothing does."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+class Problem(NamedTuple):
+    """One mistake: where it is, the dotted path of the key ("" for the whole file), and what to do."""
+
+    at: Position
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        named_already = self.at.file.startswith(f"-O {self.path}=")
+        parts = (str(self.at), "" if named_already else self.path, self.message)
+        return ": ".join(filter(None, parts))
+
+
+class ProfileError(ConfigError):
+    """A profile cannot be found, read or understood; `problems` lists every reason."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type[ProfileError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean ...?" for the nearest of `known`, else the list of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(names)}" if names else "none is known here"

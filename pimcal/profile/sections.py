@@ -1,0 +1,71 @@
+"""The sections of a profile that every backend shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
+
+from pimcal.profile.cron import check_cron
+from pimcal.profile.duration import Duration, PositiveDuration
+
+Count = Annotated[int, Field(ge=0)]
+ConverterBits = Annotated[int, Field(ge=2, le=16)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TriggerLimit = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
+
+
+class Section(BaseModel):
+    """Unknown keys are refused, types are not guessed, and nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Tiles(Section):
+    """How many tiles the device has, and their size in cells."""
+
+    count: PositiveInt | None = Field(None, description="tiles on the device; left out: unbounded")
+    rows: PositiveInt | None = Field(None, description="inputs of one tile; left out: unbounded")
+    cols: PositiveInt | None = Field(None, description="outputs of one tile; left out: unbounded")
+
+
+class Io(Section):
+    """Widths of the converters between host and array, in bits."""
+
+    input_bits: ConverterBits | None = Field(None, description="DAC; left out: floating point")
+    output_bits: ConverterBits | None = Field(None, description="ADC; left out: floating point")
+
+
+class References(Section):
+    """Columns of every tile that are reserved to measure what the array does to the others."""
+
+    offset: Count = Field(0, description="columns programmed with zeros, which show what the array adds")
+    gain: Count = Field(0, description="columns of a known constant, which show what the array multiplies by")
+
+
+class Calibration(Section):
+    """How a calibration is made, unless a command or a call says otherwise."""
+
+    method: Literal["paired", "affine", "pooled", "ema"] = "paired"
+    images: PositiveInt = Field(64, description="calibration images")
+    momentum: Share = Field(0.999, description="ema only: share of the running value kept at each batch")
+
+
+class Gate(Section):
+    """What a candidate calibration must show on held-out images before it is activated."""
+
+    max_drop: Share = Field(0.0, description="allowed drop against what is active, as a fraction")
+    repeats: PositiveInt = Field(1, description="times each side is measured; the noise is redrawn each time")
+    images: PositiveInt | None = Field(None, description="held-out images used; left out: all")
+
+
+class Recalibration(Section):
+    """When a running device is looked at again, and how often at most."""
+
+    every: PositiveDuration | None = Field(None, description="fixed interval")
+    cron: Annotated[str, AfterValidator(check_cron)] | None = Field(None, description="five-field cron")
+    when: tuple[TriggerLimit, ...] = Field((), description="drift triggers, one name and its limit each")
+    jitter: Duration | None = Field(None, description="largest random delay of a scheduled run")
+    cooldown: Duration | None = Field(None, description="least time between two recalibrations")
+    max_per_hour: PositiveInt | None = Field(None, description="most recalibrations within an hour")
+    max_age: PositiveDuration | None = Field(None, description="oldest calibration to keep using")

@@ -1,0 +1,146 @@
+"""The record: what a calibration found, and what it was made with. One file, applied and undone as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pimcal.errors import DataError
+from pimcal.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pimcal.corrections import Corrections
+    from pimcal.device import Device
+
+FORMAT = "pimcal-record/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a record was made with, so that it is not applied elsewhere unnoticed.
+
+    `wall_time` is UTC, ISO 8601; `telemetry` holds the device's readings by name and unit (temperature_c,
+    simulated_time_s, ... where it has them); `before` and `after` are the metric on held-out data.
+    """
+
+    pimcal: str
+    torch: str
+    backend: str
+    profile: str
+    profile_hash: str
+    model_hash: str
+    device: str
+    firmware: str
+    wall_time: str
+    images: int
+    batches: int
+    mvms: int
+    seconds: float
+    seed: int | None = None
+    telemetry: dict[str, float] = field(default_factory=dict)
+    metric: str | None = None
+    before: float | None = None
+    after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Corrections by module name, the method that found them, and their provenance."""
+
+    method: str
+    corrections: Corrections
+    made_with: Provenance
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of a SHA-256 over the method, the corrections and the model and profile."""
+        digest = hashlib.sha256()
+        for part in (self.method, self.made_with.model_hash, self.made_with.profile_hash):
+            digest.update(part.encode())
+        for name, tensor in sorted(_flat(self.corrections).items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def judged(self, metric: str, before: float, after: float) -> Record:
+        """The same record with a metric's value before and after."""
+        return replace(self, made_with=replace(self.made_with, metric=metric, before=before, after=after))
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: corrections as tensors, everything else as JSON in its header.
+
+        Raises StorageError; a file that stood there before is untouched then.
+        """
+        from safetensors.torch import save
+
+        about = {"format": FORMAT, "method": self.method, "made_with": asdict(self.made_with)}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in _flat(self.corrections).items()}
+        path = Path(path)
+        write_atomically(path, save(tensors, {"pimcal": json.dumps(about, sort_keys=True)}))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Record:
+        """Read a file that `save` wrote. Raises DataError where it is unreadable or no record."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["pimcal"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            if about["format"] != FORMAT:
+                raise DataError(f"{path}: format {about['format']!r}, this pimcal reads {FORMAT!r}")
+            return cls(
+                method=about["method"], corrections=_nested(tensors), made_with=Provenance(**about["made_with"])
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not a calibration record ({type(error).__name__}: {error})") from error
+
+
+def check_fits(record: Record, model_hash: str, device: Device, *, force: bool = False) -> None:
+    """Raise DataError where `record` belongs to another model, or (unless `force`) to another device or profile."""
+    made = record.made_with
+    if made.model_hash != model_hash:
+        raise DataError(
+            f"record {record.id} was made for a model with hash {made.model_hash[:12]}, this one has "
+            f"{model_hash[:12]}; calibrate again"
+        )
+    here = {"device": device.capabilities.identity, "profile_hash": device.profile.hash}
+    differing = [key for key, value in here.items() if getattr(made, key) != value]
+    if differing and not force:
+        told = "; ".join(f"{key}: {getattr(made, key)} there, {here[key]} here" for key in differing)
+        raise DataError(f"record {record.id} was made elsewhere ({told}); calibrate again, or apply it with force=True")
+
+
+def differences(first: Record, second: Record) -> dict[str, Any]:
+    """What two records disagree on: provenance by field, and corrections by tensor (largest absolute difference)."""
+    theirs = {"method": second.method, **asdict(second.made_with)}
+    ours = {"method": first.method, **asdict(first.made_with)}
+    fields = {key: [value, theirs[key]] for key, value in ours.items() if value != theirs[key]}
+    a, b = _flat(first.corrections), _flat(second.corrections)
+    tensors: dict[str, float | str] = {}
+    for name in sorted(a.keys() | b.keys()):
+        if name not in a or name not in b:
+            tensors[name] = f"only in the {'first' if name in a else 'second'}"
+        elif a[name].shape != b[name].shape:
+            tensors[name] = f"shape {tuple(a[name].shape)} and {tuple(b[name].shape)}"
+        else:
+            tensors[name] = float((a[name] - b[name]).abs().max())
+    return {"fields": fields, "tensors": tensors}
+
+
+def _flat(corrections: Corrections) -> dict[str, Tensor]:
+    return {f"{name}:{key}": tensor for name, values in corrections.items() for key, tensor in values.items()}
+
+
+def _nested(tensors: dict[str, Tensor]) -> Corrections:
+    found: Corrections = {}
+    for name, tensor in tensors.items():
+        module, _, key = name.rpartition(":")
+        found.setdefault(module, {})[key] = tensor
+    return found

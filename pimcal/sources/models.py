@@ -1,0 +1,120 @@
+"""Build the digital model that a spec names, with its weights, ready for inference."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pimcal.errors import ConfigError, DataError, MissingExtraError, UsageError
+from pimcal.sources.batches import Inputs
+from pimcal.sources.checkpoints import check_finite, load_weights, read_checkpoint
+from pimcal.sources.objects import UserObject, resolve, suggestion
+
+_TORCHVISION = "torchvision:"
+
+
+def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+    """The model that `spec` names, in eval mode, with the weights in `weights` where given.
+
+    Args:
+        spec: `pkg.mod:name` or `file.py:name`, a class or function callable without arguments or an
+            `nn.Module` (which is copied); or `torchvision:NAME`, built untrained and without a download.
+        weights: safetensors, or a torch file that loads with `weights_only=True`.
+
+    Raises:
+        UsageError: the spec names no model, or its code raised.
+        MissingExtraError: `torchvision:` without torchvision.
+        DataError: the weights are unreadable, do not fit the model, or hold NaN or infinities.
+    """
+    model = _from_torchvision(spec) if spec.startswith(_TORCHVISION) else _from_user(resolve(spec))
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy:
+        raise UsageError(f"{spec}: {lazy} has no shape yet; run the model on an example before returning it")
+    if weights is not None:
+        load_weights(model, read_checkpoint(weights), weights)
+    check_finite(model, str(weights or spec))
+    return model.eval()
+
+
+def check_input(model: nn.Module, inputs: Inputs) -> Any:
+    """Run `model` on a batch (a tensor `[N, ...]`, or arguments by name or in order) and return its outputs.
+
+    Raises:
+        DataError: the model does not take such images; the message says what its first layer expects.
+    """
+    try:
+        with torch.inference_mode():
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    except Exception as error:  # the model is the user's: anything can come out of it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(
+            f"the model does not take {_described(inputs)}{_first_layer(model)}; "
+            f"resize or convert the images with --preprocess ({reason})"
+        ) from error
+
+
+def _from_torchvision(spec: str) -> nn.Module:
+    name = spec.removeprefix(_TORCHVISION)
+    models = _torchvision_models()
+    known = models.list_models()
+    if name not in known:
+        raise UsageError(f"torchvision has no model {name!r}{suggestion(name, known)}")
+    # Segmentation and detection models fetch a trained backbone unless told not to.
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    backbone = {"weights_backbone": None} if "weights_backbone" in accepted else {}
+    # These two warn unless told whether to spend half a minute on their own initialisation.
+    initial = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = models.get_model(name, weights=None, **backbone, **initial)
+    return model
+
+
+def _torchvision_models() -> Any:
+    try:
+        from torchvision import models
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a model from torchvision", "torchvision", "vision") from error
+    except (ImportError, RuntimeError) as error:  # its compiled operators belong to one version of torch
+        raise ConfigError(
+            f"torchvision does not fit the installed torch ({error}); install both from one place: "
+            "pip install --force-reinstall torch torchvision"
+        ) from error
+    return models
+
+
+def _from_user(source: UserObject) -> nn.Module:
+    if isinstance(source.value, nn.Module):
+        return copy.deepcopy(source.value)  # weights loaded here must not reach the next user of the object
+    if not callable(source.value):
+        raise UsageError(
+            f"{source.spec} is a {type(source.value).__name__}, not a model or a way to make one"
+        )
+    model = source.make()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{source.spec} returned a {type(model).__name__}; a torch.nn.Module is needed")
+    return model
+
+
+def _described(inputs: Inputs) -> str:
+    if isinstance(inputs, Mapping):
+        return f"the keyword arguments {', '.join(inputs)}"
+    if isinstance(inputs, tuple):
+        return f"{len(inputs)} arguments"
+    return f"images of shape {list(inputs.shape[1:])}"
+
+
+def _first_layer(model: nn.Module) -> str:
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return f": its first layer, {name}, takes {layer.in_channels} channels"
+        if isinstance(layer, nn.Linear):
+            return f": its first layer, {name}, takes {layer.in_features} features"
+    return ""

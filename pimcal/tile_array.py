@@ -1,0 +1,88 @@
+"""What a deployment keeps on the tiles: it builds each tile's image, programs it, and knows what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pimcal.device import Device
+from pimcal.placement import Block, Placed
+from pimcal.quantize import largest_code
+from pimcal.references import ReferenceColumns
+
+Source = Callable[[], Tensor]  # gives a layer's matrices in device units, [groups, rows, cols]
+
+
+@dataclass(slots=True)
+class TileLayout:
+    """A tile's programmed extent; its reference columns start at `cols`, their constant is known once programmed."""
+
+    rows: int = 0
+    cols: int = 0
+    constant: float = 1.0
+
+    def cover(self, block: Block) -> None:
+        self.rows = max(self.rows, block.tile_row + block.stop - block.start)
+        self.cols = max(self.cols, block.tile_col + block.last - block.first)
+
+
+class TileArray:
+    """The tiles of one deployment. `ensure` programs a load when it is not the one on the device."""
+
+    def __init__(self, device: Device, references: ReferenceColumns) -> None:
+        self.device = device
+        self.references = references
+        self.resident: int | None = None
+        self._parts: dict[int, list[tuple[Placed, Source]]] = {}
+        self.layouts: dict[tuple[int, int], TileLayout] = {}  # by load and tile
+
+    def add(self, placed: Placed, source: Source) -> None:
+        """Make a layer's blocks part of the array; `source` is asked for its matrices at each programming."""
+        self._parts.setdefault(placed.load, []).append((placed, source))
+        for block in placed.blocks:
+            self.layouts.setdefault((placed.load, block.tile), TileLayout()).cover(block)
+
+    @property
+    def loads(self) -> int:
+        """How many turns the network takes on the device; more than one means it is streamed."""
+        return len(self._parts)
+
+    def ensure(self, load: int) -> None:
+        """Program the tiles of `load` unless they are on the device already."""
+        if self.resident != load:
+            self.resident = None  # an interrupted programming leaves no load resident
+            self._program(load)
+            self.resident = load
+
+    def _program(self, load: int) -> None:
+        images = {
+            tile: torch.zeros(layout.cols + self.references.count, layout.rows)
+            for (of_load, tile), layout in self.layouts.items()
+            if of_load == load
+        }
+        for placed, source in self._parts[load]:
+            matrices = source().cpu()
+            for block in placed.blocks:
+                _write(images[block.tile], block, matrices)
+        for tile, image in images.items():
+            layout = self.layouts[load, tile]
+            layout.constant = self._constant(image)
+            image[layout.cols + self.references.offset :] = layout.constant
+            self.device.program(tile, image.t())
+
+    def _constant(self, image: Tensor) -> float:
+        """The reference columns' weight: as large as the tile's largest, so that noise weighs least on it."""
+        capabilities = self.device.capabilities
+        if capabilities.weight_unit == "full_scale":
+            bits = capabilities.weight_bits
+            return float(largest_code(bits, signed=capabilities.signed_weights)) if bits else 1.0
+        return float(image.abs().amax()) or 1.0
+
+
+def _write(image: Tensor, block: Block, matrices: Tensor) -> None:
+    """Put a block into a tile's image, which is kept transposed ([cols, rows]) as torch's kernels want it."""
+    part = matrices[block.group, block.start : block.stop, block.first : block.last].t()
+    image[block.tile_col : block.tile_col + part.shape[0], block.tile_row : block.tile_row + part.shape[1]] = part

@@ -1,0 +1,1 @@
+"""The demonstration on handwritten digits, as a plugin that adds the command `pimcal demo`."""
