@@ -84,7 +84,7 @@ def open_attention(model: nn.Module) -> None:
     """Let every multi-head attention of `model` compute through projections that are layers."""
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
-            module.forward = AttentionForward(module)  # type: ignore[method-assign, assignment]
+            module.forward = AttentionForward(module)  # type: ignore[method-assign]
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

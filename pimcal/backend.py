@@ -55,6 +55,9 @@ class Backend(ABC):
     profile (an instance of the settings model it was registered with) and the profile's `tiles:` part.
     """
 
+    def __init__(self, settings: Any, tiles: Any) -> None:  # noqa: B027 - a backend may need neither
+        """`settings`: the validated `device:` part; `tiles`: `count`, `rows`, `cols`, None where unbounded."""
+
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:

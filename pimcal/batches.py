@@ -61,6 +61,24 @@ def batch_size(batch: Any) -> int:
     raise DataError(f"a batch holds no tensor but {type(batch).__name__}; give x, (x, y) or a dict of inputs")
 
 
+def first_images(batch: Any, images: int) -> Any:
+    """The first `images` images of a batch, in the same form: every tensor of the batch's length is cut."""
+    whole = batch_size(batch)
+    return batch if images >= whole else _cut(batch, whole, images)
+
+
+def _cut(value: Any, whole: int, images: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[:images] if value.dim() and value.shape[0] == whole else value
+    if isinstance(value, Mapping):
+        return {key: _cut(item, whole, images) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_cut(item, whole, images) for item in value)
+    if isinstance(value, list):
+        return [_cut(item, whole, images) for item in value]
+    return value
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """The same structure with its tensors on `device`."""
     if isinstance(value, Tensor):

@@ -34,8 +34,8 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
 def set_statistics(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Overwrite a normalisation's running statistics, in place."""
     with torch.no_grad():
-        norm.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
-        norm.running_var.copy_(var)  # type: ignore[union-attr, operator]
+        norm.running_mean.copy_(mean)  # type: ignore[operator]
+        norm.running_var.copy_(var)  # type: ignore[operator]
 
 
 def set_corrections(net: Deployment, corrections: Corrections) -> None:
@@ -46,7 +46,10 @@ def set_corrections(net: Deployment, corrections: Corrections) -> None:
     norms, originals = norms_of(net.module), norms_of(net.reference)
     _check(net, norms, corrections)
     for name, norm in norms.items():
-        values: Any = corrections.get(name) or {"mean": originals[name].running_mean, "var": originals[name].running_var}
+        values: Any = corrections.get(name) or {
+            "mean": originals[name].running_mean,
+            "var": originals[name].running_var,
+        }
         set_statistics(norm, values["mean"], values["var"])
     for name, layer in net.layers.items():
         found = corrections.get(name)
@@ -56,7 +59,7 @@ def set_corrections(net: Deployment, corrections: Corrections) -> None:
 def _check(net: Deployment, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
     for name, values in corrections.items():
         if name in norms:
-            keys, shape = {"mean", "var"}, tuple(norms[name].running_mean.shape)  # type: ignore[union-attr, operator]
+            keys, shape = {"mean", "var"}, tuple(norms[name].get_buffer("running_mean").shape)
         elif name in net.layers:
             keys, shape = {"gain", "offset"}, None
         else:

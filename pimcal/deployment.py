@@ -68,6 +68,11 @@ class Deployment(nn.Module):
         """The id of the record whose corrections are applied, or None."""
         return self._active[-1][0] if self._active else None
 
+    @property
+    def corrections(self) -> Corrections:
+        """What the record in force corrects, by module name."""
+        return self._active[-1][1] if self._active else {}
+
     def _place(self, candidates: Sequence[Candidate]) -> None:
         todo = [(c.name, c.module, c.view) for c in candidates if c.view is not None]
         if not todo:
@@ -134,7 +139,7 @@ class Deployment(nn.Module):
         if not self._active:
             raise UsageError("no record is applied, so there is nothing to revert")
         self._active.pop()
-        set_corrections(self, self._active[-1][1] if self._active else {})
+        set_corrections(self, self.corrections)
 
     @contextmanager
     def uncorrected(self) -> Iterator[None]:
@@ -143,7 +148,7 @@ class Deployment(nn.Module):
         try:
             yield
         finally:
-            set_corrections(self, self._active[-1][1] if self._active else {})
+            set_corrections(self, self.corrections)
 
     # state
 
@@ -153,7 +158,7 @@ class Deployment(nn.Module):
             return
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference._apply(fn, recurse)
         self._follow_torch_device()
         return self
@@ -174,7 +179,7 @@ class Deployment(nn.Module):
         self.device.load_state_dict(state["device"])
         self.array.resident = state["resident"]
         self._active = [(name, load_corrections(corrections)) for name, corrections in state["active"]]
-        set_corrections(self, self._active[-1][1] if self._active else {})
+        set_corrections(self, self.corrections)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restore a state that `state_dict` gave: the same outputs follow, noise included.

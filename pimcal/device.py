@@ -72,7 +72,7 @@ class Device:
         return self.backend.matmul(tile, inputs).to(inputs.device)
 
     def count(self, mvms: int, rows: int, cols: int, vectors: int) -> None:
-        """Add a layer's run: `vectors` input vectors, each through blocks of `rows` inputs and `cols` outputs in all."""
+        """Add a layer's run: `vectors` inputs, each through blocks of `rows` inputs and `cols` outputs in all."""
         self.cost.mvms += mvms
         self.cost.link_bytes += _bytes(vectors * rows, self.capabilities.input_bits)
         self.cost.link_bytes += _bytes(vectors * cols, self.capabilities.output_bits)

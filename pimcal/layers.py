@@ -183,7 +183,7 @@ class LayerForward:
         self.layer, self.matrix = layer, matrix
         self.correction: ChannelCorrection | None = None
 
-    def __call__(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002 - torch's name
+    def __call__(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         bias: Any = self.layer.bias
         view = None if output_size is None else self._resized(input, output_size)
         y = self.matrix.multiply(input, bias, view)

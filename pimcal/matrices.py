@@ -198,9 +198,7 @@ class ConvTransposeView(MatrixView):
     def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         weight = matrix.reshape(self.groups * self.rows, self.out_channels, *self.kernel)
         kernel: Any = F.conv_transpose1d if self.dims == 1 else F.conv_transpose2d
-        y: Tensor = kernel(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
-        )
+        y: Tensor = kernel(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return y
 
     def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
@@ -211,7 +209,13 @@ class ConvTransposeView(MatrixView):
 
     def finish(self, columns: Tensor, x: Tensor) -> Tensor:
         spec = zip(
-            x.shape[2:], self.stride, self.padding, self.dilation, self.kernel, self.output_padding, strict=True
+            x.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.kernel,
+            self.output_padding,
+            strict=True,
         )
         size = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, s, p, d, k, o in spec]
         one = self.dims == 1  # torch folds images only: a signal is an image one pixel high

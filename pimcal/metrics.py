@@ -75,9 +75,7 @@ def per_batch(
         try:
             return float(value) * images, float(images)
         except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"the metric {name} returned a {type(value).__name__}; a number is needed"
-            ) from error
+            raise UsageError(f"the metric {name} returned a {type(value).__name__}; a number is needed") from error
 
     return Metric(name, score, higher_is_better, needs_labels)
 
@@ -165,9 +163,7 @@ def main_output(outputs: Any) -> Tensor:
         found = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
     if not isinstance(found, Tensor):
         held = (
-            f"a dict with {', '.join(map(repr, outputs))}"
-            if isinstance(outputs, Mapping)
-            else type(outputs).__name__
+            f"a dict with {', '.join(map(repr, outputs))}" if isinstance(outputs, Mapping) else type(outputs).__name__
         )
         raise DataError(
             f"the model returns {held}; a tensor, a dict with 'out' or 'logits', or a tuple that begins with "
@@ -217,11 +213,7 @@ def _logits(outputs: Any) -> Tensor:
 def _labels(targets: Any, logits: Tensor) -> Tensor:
     expected = [len(logits), *logits.shape[2:]]
     if not isinstance(targets, Tensor) or targets.is_floating_point() or list(targets.shape) != expected:
-        got = (
-            f"{targets.dtype} {list(targets.shape)}"
-            if isinstance(targets, Tensor)
-            else type(targets).__name__
-        )
+        got = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         raise DataError(f"labels are {got}; class numbers (integers) of shape {expected} are expected")
     return targets.to(logits.device)
 
@@ -234,9 +226,7 @@ def _top1(logits: Tensor) -> Tensor:
 def _same_shape(outputs: Any, reference: Any) -> tuple[Tensor, Tensor]:
     ours, theirs = main_output(outputs), main_output(reference)
     if ours.shape != theirs.shape:
-        raise DataError(
-            f"outputs are {list(ours.shape)}, the digital model's {list(theirs.shape)}; they must match"
-        )
+        raise DataError(f"outputs are {list(ours.shape)}, the digital model's {list(theirs.shape)}; they must match")
     return ours, theirs.to(ours.device)
 
 

@@ -49,8 +49,7 @@ class Placement:
     def with_positions(self, positions: Mapping[str, int]) -> Placement:
         """The same with the products per input filled in, from how many vectors one input gives each layer."""
         rows = (
-            replace(row, mvms=row.blocks * positions.get(row.name, 0)) if row.on_device else row
-            for row in self.layers
+            replace(row, mvms=row.blocks * positions.get(row.name, 0)) if row.on_device else row for row in self.layers
         )
         return replace(self, layers=tuple(rows))
 
@@ -67,7 +66,7 @@ class Placement:
         return "\n".join([*lines, *self.notes])
 
 
-def _cells(row: LayerPlacement) -> tuple[str, ...]:
+def _cells(row: LayerPlacement) -> tuple[str, str, str, str, str, str, str]:
     if not row.on_device:
         return (row.name, row.kind, "", "", "", "", f"host: {row.reason}")
     groups, rows, cols = row.matrix or (0, 0, 0)
@@ -77,7 +76,7 @@ def _cells(row: LayerPlacement) -> tuple[str, ...]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """"0-3,7" for (0, 1, 2, 3, 7)."""
+    """ "0-3,7" for (0, 1, 2, 3, 7)."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

@@ -71,9 +71,7 @@ class Plain(Backend):
     def program(self, tile: int, weights: Tensor) -> None:
         check_weights(self._capabilities, tile, weights)
         matrix = weights.tolist()
-        check_codes(
-            f"tile {tile}: weights", matrix, self._settings.weight_bits, self._settings.signed_weights
-        )
+        check_codes(f"tile {tile}: weights", matrix, self._settings.weight_bits, self._settings.signed_weights)
         self._weights[tile] = matrix
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:

@@ -96,7 +96,9 @@ class Record:
             if about["format"] != FORMAT:
                 raise DataError(f"{path}: format {about['format']!r}, this pimcal reads {FORMAT!r}")
             return cls(
-                method=about["method"], corrections=_nested(tensors), made_with=Provenance(**about["made_with"])
+                method=about["method"],
+                corrections=_nested(tensors),
+                made_with=Provenance(**about["made_with"]),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a calibration record ({type(error).__name__}: {error})") from error

@@ -106,9 +106,7 @@ class Registry:
         with _load_errors(f"backend '{name}'", found.origin):
             backend = _resolve(found.backend)
         if not (isinstance(backend, type) and issubclass(backend, Backend)):
-            raise ConfigError(
-                f"backend '{name}' ({found.origin}): {backend!r} is no subclass of pimcal.Backend"
-            )
+            raise ConfigError(f"backend '{name}' ({found.origin}): {backend!r} is no subclass of pimcal.Backend")
         return backend
 
     def register_plugin(self, plugin: Any, name: str | None = None) -> None:
@@ -145,9 +143,7 @@ class Registry:
                 raise _conflict(f"metric '{name}'", origins[name], origin)
             found[name], origins[name] = function, origin
 
-        self._call_each(
-            "pimcal_register_metrics", lambda origin: {"register": partial(register, origin=origin)}
-        )
+        self._call_each("pimcal_register_metrics", lambda origin: {"register": partial(register, origin=origin)})
         return found
 
     def register_commands(self, app: Typer) -> None:
@@ -199,9 +195,7 @@ class Registry:
 
         def register(*, name: str, backend: type[Backend] | str, settings: type[BaseModel]) -> None:
             if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
-                raise ConfigError(
-                    f"backend '{name}' ({origin}): settings must be a pydantic model, not {settings!r}"
-                )
+                raise ConfigError(f"backend '{name}' ({origin}): settings must be a pydantic model, not {settings!r}")
             other = offered.get(name) or self._registrations.get(name)
             if other is not None:
                 raise _conflict(f"backend '{name}'", other.origin, origin)
@@ -223,9 +217,7 @@ class Registry:
             except PimcalError:
                 raise
             except Exception as error:
-                logger.warning(
-                    "%s (%s) failed in %s: %s: %s", name, origin, hook, type(error).__name__, error
-                )
+                logger.warning("%s (%s) failed in %s: %s: %s", name, origin, hook, type(error).__name__, error)
 
     def _unknown(self, name: str, entries: list[EntryPoint]) -> ConfigError:
         if entries:
@@ -236,11 +228,7 @@ class Registry:
         known = self.backend_names()
         near = get_close_matches(name, known, n=1)
         suggestion = f"; did you mean '{near[0]}'?" if near else ""
-        listed = (
-            f"known: {', '.join(known)}"
-            if known
-            else "none is installed; install pimcal (pip install pimcal)"
-        )
+        listed = f"known: {', '.join(known)}" if known else "none is installed; install pimcal (pip install pimcal)"
         return ConfigError(f"unknown backend '{name}'{suggestion} ({listed})")
 
 
@@ -249,9 +237,7 @@ def _origin(entry: EntryPoint) -> Origin:
 
 
 def _conflict(what: str, first: Origin, second: Origin) -> ConfigError:
-    return ConfigError(
-        f"two plugins claim {what}: {first}, and {second}; uninstall one of them, or rename one"
-    )
+    return ConfigError(f"two plugins claim {what}: {first}, and {second}; uninstall one of them, or rename one")
 
 
 def _same_names(entries: list[EntryPoint]) -> Iterator[tuple[EntryPoint, EntryPoint]]:

@@ -48,8 +48,7 @@ def _candidates(model: nn.Module, host: Sequence[str]) -> Iterator[Candidate]:
             continue  # opened: its projections are candidates of their own
         if not _holds_matrix(name, module):
             continue
-        view = LinearView(module.weight.shape[1], module.weight.shape[0]) if isinstance(module, Projection) else None
-        view = view or view_of(module)
+        view = _projection_view(module) if isinstance(module, Projection) else view_of(module)
         pattern = _matching(name, host)
         if pattern is not None:
             yield Candidate(name, module, None, f"kept by host pattern '{pattern}'")
@@ -58,6 +57,11 @@ def _candidates(model: nn.Module, host: Sequence[str]) -> Iterator[Candidate]:
         else:
             _check_finite(name, module)
             yield Candidate(name, module, view)
+
+
+def _projection_view(projection: Projection) -> MatrixView:
+    out_features, in_features = projection.weight.shape
+    return LinearView(in_features, out_features)
 
 
 def _matching(name: str, patterns: Sequence[str]) -> str | None:

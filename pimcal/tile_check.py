@@ -34,9 +34,7 @@ def check_weights(device: Capabilities, tile: int, weights: Tensor) -> None:
         known = "tiles count from 0" if device.tiles is None else f"its tiles are 0 to {device.tiles - 1}"
         raise ConfigError(f"{device.identity} has no tile {tile}: {known}")
     if weights.ndim != 2 or weights.numel() == 0:
-        raise DataError(
-            f"tile {tile}: weights must be a matrix [rows, cols], not of shape {list(weights.shape)}"
-        )
+        raise DataError(f"tile {tile}: weights must be a matrix [rows, cols], not of shape {list(weights.shape)}")
     rows, cols = weights.shape
     if rows > (device.rows or rows) or cols > (device.cols or cols):
         limit = " x ".join("any" if n is None else str(n) for n in (device.rows, device.cols))
@@ -58,8 +56,7 @@ def check_inputs(tile: int, rows: int | None, inputs: Tensor) -> None:
         raise unprogrammed(tile)
     if inputs.ndim != 2 or inputs.shape[1] != rows:
         raise UsageError(
-            f"tile {tile} was programmed with {rows} rows, so inputs must be [n, {rows}], "
-            f"not {list(inputs.shape)}"
+            f"tile {tile} was programmed with {rows} rows, so inputs must be [n, {rows}], not {list(inputs.shape)}"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import UsageError
 from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
-from pimcal_gaussian.draws import Draws, key_of, mix
+from pimcal_gaussian.draws import Normal, key_of, mix
 from pimcal_gaussian.drift import RandomWalk, eta0_ratio, temperature_c
 from pimcal_gaussian.settings import GaussianSettings, TemperatureDrift
 
@@ -51,9 +51,10 @@ class Gaussian(Backend):
         )
         self._multiplies = settings.noise == "mul"
         self._spatial_mean, self._spatial_std = _spatial_law(settings)
-        self._draws = Draws()
+        self._spatial = Normal(self._spatial_mean, self._spatial_std)
         self._tiles: dict[int, _Tile] = {}
         self._batch = 0
+        self._mean = self._std = math.nan
         self._start(settings.seed, time_s=0.0)
 
     @property
@@ -94,8 +95,7 @@ class Gaussian(Backend):
 
     def state_dict(self) -> dict[str, Any]:
         tiles = {
-            tile: {"weights": held.weights, "programmings": held.programmings}
-            for tile, held in self._tiles.items()
+            tile: {"weights": held.weights, "programmings": held.programmings} for tile, held in self._tiles.items()
         }
         return {"seed": self._seed, "batch": self._batch, "time_s": self._time_s, "tiles": tiles}
 
@@ -123,21 +123,22 @@ class Gaussian(Backend):
         mean, std = _temporal_law(self._settings, self._settings.eta0 * self._ratio)
         if not self._spatial_std:  # N_S is one number: let N_T carry it
             mean, std = mean * self._spatial_mean, std * abs(self._spatial_mean)
-        self._mean, self._std = mean, std
+        if (mean, std) != (self._mean, self._std):
+            self._mean, self._std = mean, std
+            self._temporal = Normal(mean, std)
 
     def _store(self, tile: int, weights: Tensor, programmings: int) -> None:
         spatial = None
         if self._spatial_std:
             key = key_of(self._seed, _SPATIAL, tile, programmings)
-            drawn = self._draws.normal(key, weights.shape, self._spatial_mean, self._spatial_std)
-            spatial = drawn.to(weights.device, torch.float16)
+            spatial = self._spatial.draw(key, weights.shape).to(weights.device, torch.float16)
         key = key_of(self._seed, _TEMPORAL, tile)
         self._tiles[tile] = _Tile(weights, spatial, key, programmings)
 
     def _with_noise(self, held: _Tile) -> Tensor:
         """The weights with N_T drawn for every one of them; few tensor operations, this is the hot path."""
         weights = held.weights
-        noise = self._draws.normal(mix(held.key ^ self._batch), weights.shape, self._mean, self._std)
+        noise = self._temporal.draw(mix(held.key ^ self._batch), weights.shape)
         if noise.device != weights.device or noise.dtype != weights.dtype:
             noise = noise.to(weights.device, weights.dtype)
         if held.spatial is not None:
@@ -157,7 +158,7 @@ class Gaussian(Backend):
         if not self._std:
             return self._mean
         key = held.key if self._settings.granularity == "tile" else key_of(self._seed, _TEMPORAL)
-        return float(self._draws.normal(mix(key ^ self._batch), (1,), self._mean, self._std))
+        return float(self._temporal.draw(mix(key ^ self._batch), (1,)))
 
 
 def _temporal_law(settings: GaussianSettings, eta0: float) -> tuple[float, float]:

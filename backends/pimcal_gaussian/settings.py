@@ -86,9 +86,7 @@ class GaussianSettings(_Part):
     @model_validator(mode="after")
     def _refuse_what_would_have_no_effect(self) -> GaussianSettings:
         if self.noise == "awgn" and self.granularity != "element":
-            raise ValueError(
-                f"granularity '{self.granularity}' is for mul and add; awgn is drawn per element"
-            )
+            raise ValueError(f"granularity '{self.granularity}' is for mul and add; awgn is drawn per element")
         if self.noise != "awgn" and self.redraw != "batch":
             raise ValueError(f"redraw '{self.redraw}' is for awgn; {self.noise} redraws N_T for every batch")
         return self

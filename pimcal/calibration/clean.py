@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimcal.batches import moved, split_batch
 from pimcal.calibration.moments import Moments, merge, moments
@@ -28,10 +28,9 @@ class CleanStatistics:
         return merge(parts) if (name, call) in self.moments else None
 
 
-def torch_device_of(net: Deployment) -> torch.device:
-    """Where the network's own tensors are."""
-    tensors = (*net.module.parameters(), *net.module.buffers())
-    return tensors[0].device if tensors else torch.device("cpu")
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's own tensors are."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:
@@ -42,7 +41,7 @@ def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> An
 
 
 def clean_statistics(
-    net: Deployment, batches: Sequence[Any], *, layers: bool, progress: Callable[[int], None]
+    net: Deployment, batches: Sequence[Any], *, layers: bool, progress: Callable[[int], None] = lambda done: None
 ) -> CleanStatistics:
     """Run the reference over `batches`; measure normalisations' inputs and, if `layers`, device layers' outputs."""
     found = CleanStatistics()
@@ -63,6 +62,6 @@ def clean_statistics(
     with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap):
         for i, batch in enumerate(batches):
             counter = CallCounter()
-            call_with(net.reference, batch, torch_device_of(net))
+            call_with(net.reference, batch, device_of(net))
             progress(i + 1)
     return found

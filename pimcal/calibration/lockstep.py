@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Measure = Callable[[Hashable, list[Tensor]], list[Tensor]]
+Measure = Callable[[Any, list[Tensor]], list[Tensor]]
 
 
 class _AbandonedError(BaseException):
@@ -41,7 +41,7 @@ class Lockstep:
     """`meet` is called at measuring points, from inside the model; `run` drives the batches."""
 
     def __init__(self, measure: Measure, on_turn: Callable[[], None] = lambda: None) -> None:
-        """`measure(key, tensors)` gives the tensors to go on with; `on_turn` runs whenever another batch's turn comes."""
+        """`measure(key, tensors)` gives the tensors to go on with; `on_turn` runs when another batch's turn comes."""
         self._measure = measure
         self._on_turn = on_turn
         self._local = threading.local()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pimcal.calibration.clean import CleanStatistics, call_with, clean_statistics, torch_device_of
+from pimcal.calibration.clean import CleanStatistics, call_with, clean_statistics, device_of
 from pimcal.calibration.lockstep import Lockstep
-from pimcal.calibration.moments import Moments, matched_gain, merge, moments, moving_average, paired_statistics
+from pimcal.calibration.moments import (
+    Moments,
+    matched_gain,
+    merge,
+    moments,
+    moving_average,
+    paired_statistics,
+)
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.corrections import Corrections, norms_of, set_statistics
 from pimcal.deployment import Deployment
@@ -62,7 +69,7 @@ def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Pro
 
     with tapped(net.module, norm_points(net), tap):
         for i, batch in enumerate(batches):
-            call_with(net, batch, torch_device_of(net))
+            call_with(net, batch, device_of(net))
             progress(i + 1)
     return {name: {"mean": mean.float(), "var": var.float()} for name, (mean, var) in averages.items()}
 
@@ -83,7 +90,7 @@ class _LayerByLayer:
             followed = set(self.clean.follows.values())
             points += [point for point in layer_points(self.net) if point.name not in followed]
         counters: dict[int, CallCounter] = {}
-        device = torch_device_of(self.net)
+        device = device_of(self.net)
 
         def tap(point: Point, tensor: Tensor) -> Tensor:
             call = counters.setdefault(self.lockstep.batch_index, CallCounter()).next(point.name)
@@ -94,8 +101,9 @@ class _LayerByLayer:
         progress(len(batches))
         return self.corrections
 
-    def _measure(self, key: Hashable, tensors: list[Tensor]) -> list[Tensor]:
-        point, call = key  # type: ignore[misc]
+    def _measure(self, key: Any, tensors: list[Tensor]) -> list[Tensor]:
+        point: Point = key[0]
+        call: int = key[1]
         seen = self.seen.setdefault(point.name, [])
         seen += [moments(tensor, point.channel_dim) for tensor in tensors]
         noisy = merge(seen)

@@ -42,9 +42,7 @@ def merge(parts: Sequence[Moments]) -> Moments:
     return Moments(count, mean, torch.stack(spread).sum(0))
 
 
-def paired_statistics(
-    mean: Tensor, var: Tensor, clean: Moments, noisy: Moments, eps: float
-) -> tuple[Tensor, Tensor]:
+def paired_statistics(mean: Tensor, var: Tensor, clean: Moments, noisy: Moments, eps: float) -> tuple[Tensor, Tensor]:
     """Running statistics moved by what the device does to the same images.
 
     mean + (mean_noisy - mean_clean) and var * (var_noisy + eps) / (var_clean + eps); `eps` is the

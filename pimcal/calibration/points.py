@@ -34,9 +34,7 @@ def norm_points(net: Deployment) -> list[Point]:
 
 def layer_points(net: Deployment) -> list[Point]:
     """The outputs of all device layers."""
-    return [
-        Point(name, is_norm=False, channel_dim=layer.matrix.view.channel_dim) for name, layer in net.layers.items()
-    ]
+    return [Point(name, is_norm=False, channel_dim=layer.matrix.view.channel_dim) for name, layer in net.layers.items()]
 
 
 @contextmanager
@@ -80,4 +78,3 @@ class CallCounter:
     def next(self, name: str) -> int:
         self._counts[name] += 1
         return self._counts[name] - 1
-

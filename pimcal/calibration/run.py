@@ -54,7 +54,11 @@ def calibrate(
     before, start = net.device.cost.copy(), clock()
     with net.uncorrected():
         corrections = find_corrections(
-            net, batches, method, momentum=settings.momentum if momentum is None else momentum, progress=progress
+            net,
+            batches,
+            method,
+            momentum=settings.momentum if momentum is None else momentum,
+            progress=progress,
         )
     mvms = net.device.cost.since(before).mvms
     return _record(net, method, corrections, images, len(batches), mvms, clock() - start, seed, now())

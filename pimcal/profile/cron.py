@@ -23,9 +23,7 @@ def check_cron(text: str) -> str:
         raise ValueError('a cron expression has five fields, for example "0 */6 * * *" for every six hours')
     for field, (name, low, high, names) in zip(fields, _FIELDS, strict=True):
         if not all(_is_item(item, low, high, names) for item in field.lower().split(",")):
-            raise ValueError(
-                f"'{field}' is no {name} of a cron expression ({low} to {high}, *, a-b, */n, a,b)"
-            )
+            raise ValueError(f"'{field}' is no {name} of a cron expression ({low} to {high}, *, a-b, */n, a,b)")
     return text
 
 

@@ -10,7 +10,7 @@ from pimcal.errors import ConfigError
 
 
 class Position(NamedTuple):
-    """A place in a file, counted from 1. Line 0: `file` alone says it, as for `-O key=value`, or nothing does."""
+    """A place in a file, counted from 1; line 0 where `file` says all, as "-O key=value" does."""
 
     file: str
     line: int = 0

@@ -35,8 +35,8 @@ def _registered(backend: str) -> Any:
 
 
 def _add_backend(schema: Schema, backend: str, settings_model: SettingsModel) -> None:
-    device = settings_model(backend).model_json_schema()
-    schema["$defs"].update(device.pop("$defs", {}))
+    device = settings_model(backend).model_json_schema(ref_template="#/$defs/device.{model}")
+    schema["$defs"].update({f"device.{name}": model for name, model in device.pop("$defs", {}).items()})
     schema["properties"]["backend"] = {"const": backend}
     schema["properties"]["device"] = device
     _allow_null(device)

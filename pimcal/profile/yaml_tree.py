@@ -33,9 +33,7 @@ _CONSTANTS: dict[str, Scalar] = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(
-    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-)
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +164,7 @@ class _Converter:
         self._problems = problems
         self._values = 0
 
-    def convert(
-        self, raw: yaml.Node, path: str, parents: tuple[yaml.Node, ...], key: yaml.Node | None = None
-    ) -> Node:
+    def convert(self, raw: yaml.Node, path: str, parents: tuple[yaml.Node, ...], key: yaml.Node | None = None) -> Node:
         at = _position(raw.start_mark, self._file)
         key_at = _position(key.start_mark, self._file) if key else at
         self._check_limits(raw, path, parents, at)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pimcal.batches import tensors_in
 from pimcal.errors import DataError, UsageError
 
-# Inputs are one tensor [N, ...], or the arguments of the model by name or in order; labels a tensor [N, ...] or
+# Inputs are one tensor [N, ...], or model arguments by name or in order; labels a tensor [N, ...] or
 # N of anything. Inputs in order without labels are a tuple of one, as `pimcal.batches.split_batch` has it.
 Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
 Batch = Tensor | Mapping[str, Any] | tuple[Inputs] | tuple[Inputs, Any]

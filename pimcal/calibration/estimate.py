@@ -1,0 +1,86 @@
+"""What a run will cost, before it is started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pimcal.attention import named_layers
+from pimcal.batches import batch_size, first_images
+from pimcal.calibration.clean import call_with, device_of
+from pimcal.calibration.methods import Method
+from pimcal.deployment import Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """`mvms`: products on the device. `seconds`: wall time; None for a device whose speed is not known yet."""
+
+    images: int
+    mvms: int
+    seconds: float | None
+
+
+def vectors_per_input(net: Deployment, batch: Any) -> dict[str, int]:
+    """How many vectors one input gives each device layer, seen by running the digital model on one of them."""
+    counts: dict[str, int] = {}
+    with _counting(net, counts):
+        call_with(net.reference, first_images(batch, 1), device_of(net))
+    return counts
+
+
+def estimate(
+    net: Deployment,
+    batch: Any,
+    images: int,
+    method: Method | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> CostEstimate:
+    """The cost of running `images` inputs like those of `batch`, or of calibrating on them where `method` is given.
+
+    Products are exact. Seconds come from the device's own speed where it states one, from its runs so far, or, for
+    simulators that use the host's kernels, from timing the digital model on a few images.
+    """
+    placement = net.placement.with_positions(vectors_per_input(net, batch))
+    mvms = (placement.mvms or 0) * images
+    few = first_images(batch, 8)
+    start = clock()
+    call_with(net.reference, few, device_of(net))
+    digital = (clock() - start) / batch_size(few) * images
+    on_device = _device_seconds(net, mvms, digital)
+    extra = digital if method in ("paired", "affine") else 0.0
+    return CostEstimate(images, mvms, None if on_device is None else on_device + extra)
+
+
+def _device_seconds(net: Deployment, mvms: int, digital: float) -> float | None:
+    capabilities, cost = net.device.capabilities, net.device.cost
+    if capabilities.mvm_s is not None:
+        return mvms * capabilities.mvm_s
+    if capabilities.effective_weights:
+        return digital
+    return mvms * cost.seconds / cost.mvms if cost.mvms else None
+
+
+@contextmanager
+def _counting(net: Deployment, counts: dict[str, int]) -> Iterator[None]:
+    layers = dict(named_layers(net.reference))
+    handles = [layers[name].register_forward_hook(_counter(net, name, counts)) for name in net.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _counter(net: Deployment, name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Tensor], None]:
+    view = net.layers[name].matrix.view
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        counts[name] = counts.get(name, 0) + view.positions(args[0], output)
+
+    return hook

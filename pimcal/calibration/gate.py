@@ -1,0 +1,65 @@
+"""The gate: a candidate is put in force only where it is not worse, on held-out images, than what is in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pimcal.deployment import Deployment
+from pimcal.evaluation import Progress, evaluate
+from pimcal.metrics import Metric
+from pimcal.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The metric before (what was in force) and after (the candidate); `record` carries both."""
+
+    record: Record
+    before: float
+    after: float
+    activated: bool
+    images: int
+    mvms: int
+    reason: str
+
+
+def gate(
+    net: Deployment,
+    record: Record,
+    batches: Iterable[Any],
+    metric: Metric,
+    *,
+    max_drop: float | None = None,
+    repeats: int | None = None,
+    progress: Progress = lambda done: None,
+) -> Verdict:
+    """Measure `record` against what is in force on `batches`, and apply it unless it is worse by over `max_drop`.
+
+    Each side is measured `repeats` times (a new noise draw for each batch) and averaged; both default to the
+    profile's `gate:` section. `max_drop` is in the metric's own unit (for accuracy a fraction). `batches` must be
+    iterable again and again, and must not be the calibration images.
+
+    Raises DataError where the record does not fit the network or the images do not suit the metric; what was in
+    force stays in force then.
+    """
+    settings = net.device.profile.gate
+    allowed = settings.max_drop if max_drop is None else max_drop
+    times = settings.repeats if repeats is None else repeats
+    before = [evaluate(net, batches, metric, progress=progress) for _ in range(times)]
+    net.apply(record)
+    keep = False
+    try:
+        after = [evaluate(net, batches, metric, progress=progress) for _ in range(times)]
+        old, new = (fmean(e.value for e in runs) for runs in (before, after))
+        drop = old - new if metric.higher_is_better else new - old
+        keep = drop <= allowed
+    finally:
+        if not keep:
+            net.revert()
+    told = f"{metric.name} {old:.4f} -> {new:.4f}, {'a drop of' if drop > 0 else 'better by'} {abs(drop):.4f}"
+    reason = f"{told}; allowed drop {allowed:g}"
+    mvms = sum(e.mvms for e in (*before, *after))
+    return Verdict(record.judged(metric.name, old, new), old, new, keep, before[0].images, mvms, reason)

@@ -1,0 +1,65 @@
+"""How good a network is on a set of images, and what finding out cost the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pimcal.batches import batch_size, moved, split_batch
+from pimcal.calibration.clean import call_with, device_of
+from pimcal.deployment import Deployment
+from pimcal.errors import DataError
+from pimcal.metrics import Metric
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A metric's value over `images` images; `mvms` and `seconds` are the run's cost on the device and in time."""
+
+    metric: str
+    value: float
+    images: int
+    mvms: int
+    seconds: float
+
+
+def evaluate(
+    net: Deployment | nn.Module,
+    batches: Iterable[Any],
+    metric: Metric,
+    *,
+    reference: nn.Module | None = None,
+    progress: Progress = lambda done: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Evaluation:
+    """Run `net` (deployed, or a plain model) over `batches` and give the metric's value.
+
+    A metric without labels compares with `reference`, by default the deployed network's own digital model.
+    `progress` is called with the number of images done.
+
+    Raises DataError where the metric needs labels and a batch has none, or where there is no image at all.
+    """
+    reference = reference or (net.reference if isinstance(net, Deployment) else net)
+    start, mvms_before = clock(), _mvms(net)
+    running, images, device = metric.start(), 0, device_of(net)
+    for batch in batches:
+        target = moved(split_batch(batch)[2], device) if metric.needs_labels else call_with(reference, batch, device)
+        if target is None:
+            raise DataError(f"metric '{metric.name}' needs labels and the data has none; use metric 'agreement'")
+        count = batch_size(batch)
+        running.update(call_with(net, batch, device), target, count)
+        images += count
+        progress(images)
+    if not images:
+        raise DataError("there is no image to evaluate on")
+    return Evaluation(metric.name, running.compute(), images, _mvms(net) - mvms_before, clock() - start)
+
+
+def _mvms(net: nn.Module) -> int:
+    return net.device.cost.mvms if isinstance(net, Deployment) else 0

@@ -1,0 +1,115 @@
+"""Many settings, methods and seeds in one run: how accuracy depends on them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from pimcal.calibration.methods import METHODS, Method
+from pimcal.calibration.run import calibrate
+from pimcal.deployment import deploy
+from pimcal.device import open_device
+from pimcal.errors import UsageError
+from pimcal.evaluation import evaluate
+from pimcal.metrics import Metric
+from pimcal.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One row of a sweep: the metric's value, and the images and products its calibration used."""
+
+    setting: dict[str, Any]
+    method: str
+    seed: int
+    value: float
+    images: int
+    mvms: int
+
+    def as_row(self) -> dict[str, Any]:
+        row = asdict(self)
+        return {**row.pop("setting"), **row}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A method as a sweep names it: `none`, `references`, a calibration method, or `references+METHOD`."""
+
+    name: str
+    references: bool
+    method: Method | None
+
+
+def parse_recipe(name: str) -> Recipe:
+    """Raises UsageError for a method that does not exist."""
+    parts = name.split("+")
+    references = parts[0] == "references"
+    rest = parts[1:] if references else parts
+    if name == "none" or (references and not rest):
+        return Recipe(name, references, None)
+    if len(rest) == 1 and rest[0] in METHODS:
+        return Recipe(name, references, rest[0])  # type: ignore[arg-type]  # checked by the line above
+    known = ", ".join(["none", "references", *METHODS, "references+paired"])
+    raise UsageError(f"unknown method '{name}' in --methods; choose from: {known}, ...")
+
+
+def grid(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """All combinations of the settings' values, the last setting changing fastest."""
+    return [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
+
+
+def with_references(profile: Profile, wanted: bool) -> Profile:
+    """The profile with its reference columns, or with one of each where it has none; or without any."""
+    columns = profile.references
+    if not wanted:
+        return profile.with_overrides({"references.offset": 0, "references.gain": 0})
+    if columns.offset or columns.gain:
+        return profile
+    return profile.with_overrides({"references.offset": 1, "references.gain": 1})
+
+
+def sweep(
+    model: nn.Module,
+    profile: Profile,
+    settings: Mapping[str, Sequence[Any]],
+    recipes: Sequence[Recipe],
+    seeds: Sequence[int],
+    data: Iterable[Any],
+    calibration: Callable[[Recipe], Sequence[Any]],
+    metric: Metric,
+    on_cell: Callable[[Cell], None] = lambda cell: None,
+) -> list[Cell]:
+    """Evaluate `model` for every setting, seed and recipe.
+
+    `settings`: profile keys (as for overrides) and their values; seeds are put in `device.seed`. `calibration` gives
+    the calibration batches for a recipe. Each cell has a device of its own, so that its order does not matter.
+    """
+    cells = []
+    for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes):
+        changed = profile.with_overrides({**setting, "device.seed": seed})
+        cell = _run(model, with_references(changed, recipe.references), recipe, data, calibration, metric)
+        cells.append(Cell(setting, recipe.name, seed, *cell))
+        on_cell(cells[-1])
+    return cells
+
+
+def _run(
+    model: nn.Module,
+    profile: Profile,
+    recipe: Recipe,
+    data: Iterable[Any],
+    calibration: Callable[[Recipe], Sequence[Any]],
+    metric: Metric,
+) -> tuple[float, int, int]:
+    with open_device(profile) as device:
+        net = deploy(model, device)
+        images = mvms = 0
+        if recipe.method is not None:
+            record = calibrate(net, calibration(recipe), recipe.method)
+            net.apply(record)
+            images, mvms = record.made_with.images, record.made_with.mvms
+        return evaluate(net, data, metric).value, images, mvms
