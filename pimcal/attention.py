@@ -8,6 +8,7 @@ activations stay torch's own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,17 @@ class Projection(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention, part: str) -> None:
         super().__init__()
-        self._attention = (attention,)  # in a tuple, so that it is not registered as a child
+        self._owner = (attention,)  # in a tuple, so that it is not registered as a child
         self._part = part
 
     @property
+    def attention(self) -> nn.MultiheadAttention:
+        """The module whose parameters these are."""
+        return self._owner[0]
+
+    @property
     def weight(self) -> Tensor:
-        attention = self._attention[0]
+        attention = self.attention
         if self._part == "out_proj":
             return attention.out_proj.weight
         if attention.in_proj_weight is None:
@@ -36,7 +42,7 @@ class Projection(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        attention = self._attention[0]
+        attention = self.attention
         if self._part == "out_proj":
             return attention.out_proj.bias
         return None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[PARTS.index(self._part)]
@@ -85,6 +91,17 @@ def open_attention(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
             module.forward = AttentionForward(module)  # type: ignore[method-assign]
+
+
+@contextmanager
+def own_attention() -> Iterator[None]:
+    """Keep torch's transformer layers from computing their layers inside one fused function."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -85,6 +85,9 @@ def moved(value: Any, device: torch.device) -> Any:
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
+    if isinstance(value, list):
         return [moved(item, device) for item in value]
+    if isinstance(value, tuple):
+        items = [moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value

@@ -56,6 +56,18 @@ def set_corrections(net: Deployment, corrections: Corrections) -> None:
         layer.correction = None if found is None else ChannelCorrection(found["gain"], found["offset"])
 
 
+def corrections_in_force(net: Deployment) -> Corrections:
+    """What `set_corrections` would need to bring back the present state: all statistics, gains and offsets."""
+    found: Corrections = {
+        name: {"mean": norm.get_buffer("running_mean").clone(), "var": norm.get_buffer("running_var").clone()}
+        for name, norm in norms_of(net.module).items()
+    }
+    for name, layer in net.layers.items():
+        if layer.correction is not None:
+            found[name] = {"gain": layer.correction.gain, "offset": layer.correction.offset}
+    return found
+
+
 def _check(net: Deployment, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
     for name, values in corrections.items():
         if name in norms:

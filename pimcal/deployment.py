@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pimcal.attention import open_attention
+from pimcal.attention import Projection, open_attention, own_attention
 from pimcal.backend import Capabilities
-from pimcal.corrections import Corrections, load_corrections, set_corrections
+from pimcal.corrections import Corrections, corrections_in_force, load_corrections, set_corrections
 from pimcal.device import Device
 from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal.fingerprint import model_hash
@@ -23,7 +23,7 @@ from pimcal.placement_report import Placement, report
 from pimcal.quantize import largest_code
 from pimcal.record import Record, check_fits
 from pimcal.references import ReferenceColumns
-from pimcal.survey import Candidate, survey
+from pimcal.survey import Candidate, check_initialized, survey
 from pimcal.tile_array import TileArray
 
 
@@ -37,6 +37,7 @@ class Deployment(nn.Module):
     def __init__(self, model: nn.Module, device: Device) -> None:
         super().__init__()
         self.device = device
+        check_initialized(model)
         self._reference = (_share(model),)  # in a tuple: no child, so that its state is not saved twice
         self.candidates = survey(self.reference, device.profile.host)
         self.module = _copy_for_host(model, self.candidates)
@@ -109,7 +110,7 @@ class Deployment(nn.Module):
     @contextmanager
     def session(self) -> Iterator[None]:
         """What a call of `module` needs around it: one inference batch on the device, torch's shortcuts off."""
-        with self.device.batch(), _own_attention():
+        with self.device.batch(), own_attention():
             yield
 
     # corrections
@@ -144,11 +145,12 @@ class Deployment(nn.Module):
     @contextmanager
     def uncorrected(self) -> Iterator[None]:
         """The network without corrections, for the length of a block; what was in force comes back after it."""
+        before = corrections_in_force(self)
         set_corrections(self, {})
         try:
             yield
         finally:
-            set_corrections(self, self.corrections)
+            set_corrections(self, before)
 
     # state
 
@@ -177,7 +179,8 @@ class Deployment(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         self.device.load_state_dict(state["device"])
-        self.array.resident = state["resident"]
+        if state["device"]:  # a real device has kept its own state, and what is on it
+            self.array.adopt(state["resident"])
         self._active = [(name, load_corrections(corrections)) for name, corrections in state["active"]]
         set_corrections(self, self.corrections)
 
@@ -189,12 +192,12 @@ class Deployment(nn.Module):
         for name in self._shared_weights():
             theirs = state_dict.get(f"module.{name}")
             ours = self.module.get_parameter(name)
-            if theirs is not None and not torch.equal(theirs.to(ours.device), ours):
+            if theirs is not None and not torch.equal(theirs.to(ours), ours):
                 raise DataError(f"state has other weights for {name} than the device holds; deploy that model instead")
         return super().load_state_dict(state_dict, strict, assign)
 
     def _shared_weights(self) -> list[str]:
-        placed = {id(p) for forward in self.layers.values() for p in forward.layer.parameters()}
+        placed = {id(p) for forward in self.layers.values() for p in _parameters(forward.layer)}
         return [name for name, p in self.module.named_parameters() if id(p) in placed]
 
 
@@ -207,7 +210,13 @@ def deploy(model: nn.Module, device: Device) -> Deployment:
     Raises DataError for a model without a matrix product or with weights that are no numbers, ConfigError where a
     layer is larger than the device, DeviceUnavailableError on a closed device.
     """
-    return Deployment(model, device)
+    with torch.inference_mode(False):  # what is copied there could not be corrected later
+        return Deployment(model, device)
+
+
+def _parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
+    """A layer's parameters; an opened attention's projections have those of the attention."""
+    return (layer.attention if isinstance(layer, Projection) else layer).parameters()
 
 
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -248,11 +257,11 @@ def _copy_for_host(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Modu
 
 def _owners(todo: Sequence[tuple[str, nn.Module, MatrixView]]) -> dict[str, str]:
     """For each layer the first one with the same (tied) weight: they share its tiles."""
-    first: dict[tuple[int, str], str] = {}
+    first: dict[tuple[int, str, int], str] = {}
     owners = {}
     for name, layer, view in todo:
         weight = layer._parameters.get("weight")
-        key = (id(layer if weight is None else weight), type(view).__name__)
+        key = (id(layer if weight is None else weight), type(view).__name__, view.groups)
         owners[name] = first.setdefault(key, name)
     return owners
 
@@ -298,14 +307,3 @@ def _nothing_to_place(candidates: Sequence[Candidate]) -> Exception:
         return DataError("the model has no layer with a matrix product, so there is nothing to put on a device")
     listed = "; ".join(f"{c.name}: {c.reason}" for c in candidates[:5])
     return ConfigError(f"every layer of the model stays on the host, nothing is left for the device ({listed})")
-
-
-@contextmanager
-def _own_attention() -> Iterator[None]:
-    """Keep torch's transformer layers from computing their linear layers inside one fused function."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

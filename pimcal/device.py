@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ class Device:
         self.profile = profile
         self.capabilities: Capabilities = backend.capabilities
         self.cost = Cost()
+        self.owners = itertools.count()  # numbers those who program the device
+        self.resident: tuple[int, int] | None = None  # whose load is on the tiles: (owner, load)
         self._clock = clock
         self._closed = False
 
@@ -125,9 +128,7 @@ class Device:
         return self
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError(
-            "an open device cannot be pickled; save the network with net.save(path) or torch.save(net.state_dict())"
-        )
+        raise TypeError("an open device cannot be pickled; save the network with torch.save(net.state_dict(), path)")
 
 
 def open_device(profile: Profile | str, overrides: Mapping[str, object] | None = None) -> Device:

@@ -40,7 +40,6 @@ class DeviceMatrix:
         self.view, self.array, self.placed, self.unit = view, array, placed, unit
         self.converters = converters
         self.differential = not capabilities.signed_weights
-        self._backend = array.device.backend
         self._products: Products
         if capabilities.effective_weights:
             self._products = HostProducts(array, placed.load)
@@ -85,15 +84,15 @@ class DeviceMatrix:
         return matrix if matrix.dtype == dtype else matrix.to(dtype)
 
     def _effective_matrix(self) -> Tensor:
-        shape = self.placed.shape
+        shape, backend = self.placed.shape, self.array.device.backend
         if self._whole_tile is not None:
-            weights = self._backend.effective_weights(self._whole_tile)
+            weights = backend.effective_weights(self._whole_tile)
             if weights.shape[1] != shape.groups * shape.cols or weights.shape[0] != shape.rows:
                 weights = weights[: shape.rows, : shape.groups * shape.cols]  # other layers share the tile
             if shape.groups == 1:
                 return weights.unsqueeze(0)
             return weights.unflatten(1, (shape.groups, shape.cols)).transpose(0, 1)
-        tiles = {tile: self._backend.effective_weights(tile) for tile in self.placed.tiles}
+        tiles = {tile: backend.effective_weights(tile) for tile in self.placed.tiles}
         some = next(iter(tiles.values()))
         matrix = some.new_empty(shape.groups, shape.cols, shape.rows).transpose(1, 2)
         for b in self.placed.blocks:

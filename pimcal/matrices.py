@@ -208,16 +208,8 @@ class ConvTransposeView(MatrixView):
         return x.flatten(2).unflatten(1, (self.groups, self.rows)).transpose(2, 3)
 
     def finish(self, columns: Tensor, x: Tensor) -> Tensor:
-        spec = zip(
-            x.shape[2:],
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.kernel,
-            self.output_padding,
-            strict=True,
-        )
-        size = [(n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, s, p, d, k, o in spec]
+        spec = zip(x.shape[2:], self.stride, self.dilation, self.kernel, strict=True)
+        size = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in spec]
         one = self.dims == 1  # torch folds images only: a signal is an image one pixel high
 
         def pair(values: Sequence[int], unit: int) -> tuple[int, ...]:
@@ -228,10 +220,11 @@ class ConvTransposeView(MatrixView):
             pair(size, 1),
             pair(self.kernel, 1),
             pair(self.dilation, 1),
-            pair(self.padding, 0),
-            pair(self.stride, 1),
+            stride=pair(self.stride, 1),
         )
-        return y.squeeze(2) if one else y
+        ends = zip(self.padding, self.output_padding, strict=True)  # padding crops; the last dimension comes first
+        crop = [margin for p, o in ends for margin in (o - p, -p)][::-1]
+        return F.pad(y.squeeze(2) if one else y, crop)
 
     def batched(self, x: Tensor) -> tuple[Tensor, bool]:
         return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)
@@ -256,8 +249,10 @@ def view_of(layer: nn.Module) -> MatrixView | None:
 
 
 def inherits_forward(layer: nn.Module) -> bool:
-    """Whether a layer computes what torch's own class does (a subclass may have its own `forward`)."""
+    """Whether a layer computes what torch's own class does (a subclass or a layer may have its own `forward`)."""
     cls = type(layer)
+    if "forward" in vars(layer):
+        return False
     for base in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d):
         if isinstance(layer, base):
             same_kernel = getattr(cls, "_conv_forward", None) is getattr(base, "_conv_forward", None)

@@ -79,7 +79,8 @@ class Plain(Backend):
         check_inputs(tile, None if weights is None else len(weights), inputs)
         vectors: Matrix = inputs.tolist()
         check_codes(f"tile {tile}: inputs", vectors, self._settings.input_bits, self._settings.signed_inputs)
-        return inputs.new_tensor([self._product(vector, self._weights[tile]) for vector in vectors])
+        outputs = inputs.new_tensor([self._product(vector, self._weights[tile]) for vector in vectors])
+        return outputs.reshape(len(vectors), len(self._weights[tile][0]))  # without vectors, too
 
     def state_dict(self) -> dict[str, Any]:
         return {"tiles": dict(self._weights)}

@@ -52,7 +52,7 @@ def parse_recipe(name: str) -> Recipe:
     if name == "none" or (references and not rest):
         return Recipe(name, references, None)
     if len(rest) == 1 and rest[0] in METHODS:
-        return Recipe(name, references, rest[0])  # type: ignore[arg-type]  # checked by the line above
+        return Recipe(name, references, rest[0])
     known = ", ".join(["none", "references", *METHODS, "references+paired"])
     raise UsageError(f"unknown method '{name}' in --methods; choose from: {known}, ...")
 
@@ -70,6 +70,13 @@ def with_references(profile: Profile, wanted: bool) -> Profile:
     if columns.offset or columns.gain:
         return profile
     return profile.with_overrides({"references.offset": 1, "references.gain": 1})
+
+
+def with_seed(profile: Profile, seed: int) -> Profile:
+    """The profile with its device's seed set, where its backend draws random numbers at all."""
+    if "seed" not in type(profile.settings).model_fields:
+        return profile
+    return profile.with_overrides({"device.seed": seed})
 
 
 def sweep(
@@ -90,7 +97,7 @@ def sweep(
     """
     cells = []
     for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes):
-        changed = profile.with_overrides({**setting, "device.seed": seed})
+        changed = with_seed(profile.with_overrides(setting), seed)
         cell = _run(model, with_references(changed, recipe.references), recipe, data, calibration, metric)
         cells.append(Cell(setting, recipe.name, seed, *cell))
         on_cell(cells[-1])

@@ -35,7 +35,7 @@ class TileArray:
     def __init__(self, device: Device, references: ReferenceColumns) -> None:
         self.device = device
         self.references = references
-        self.resident: int | None = None
+        self._owner = next(device.owners)
         self._parts: dict[int, list[tuple[Placed, Source]]] = {}
         self.layouts: dict[tuple[int, int], TileLayout] = {}  # by load and tile
 
@@ -52,14 +52,28 @@ class TileArray:
 
     def ensure(self, load: int) -> None:
         """Program the tiles of `load` unless they are on the device already."""
-        if self.resident != load:
-            self.resident = None  # an interrupted programming leaves no load resident
-            self._program(load)
-            self.resident = load
+        if self.device.resident != (self._owner, load):
+            self.device.resident = None  # an interrupted programming leaves no load resident
+            for tile, image in self._images(load).items():
+                self.device.program(tile, image.t())
+            self.device.resident = (self._owner, load)
 
-    def _program(self, load: int) -> None:
+    @property
+    def resident(self) -> int | None:
+        """The load that is on the device; None where another network is there, or none."""
+        owner, load = self.device.resident or (None, None)
+        return load if owner == self._owner else None
+
+    def adopt(self, load: int | None) -> None:
+        """Take it that `load` is on the device: a simulator's state was restored with it."""
+        if load is not None:
+            self._images(load)  # tells the constants of its reference columns
+        self.device.resident = None if load is None else (self._owner, load)
+
+    def _images(self, load: int) -> dict[int, Tensor]:
+        """What goes to each tile, transposed ([cols, rows])."""
         images = {
-            tile: torch.zeros(layout.cols + self.references.count, layout.rows)
+            tile: torch.zeros(layout.cols + self.references.count, layout.rows, dtype=torch.float32, device="cpu")
             for (of_load, tile), layout in self.layouts.items()
             if of_load == load
         }
@@ -71,7 +85,7 @@ class TileArray:
             layout = self.layouts[load, tile]
             layout.constant = self._constant(image)
             image[layout.cols + self.references.offset :] = layout.constant
-            self.device.program(tile, image.t())
+        return images
 
     def _constant(self, image: Tensor) -> float:
         """The reference columns' weight: as large as the tile's largest, so that noise weighs least on it."""

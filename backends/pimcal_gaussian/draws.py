@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from functools import cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = 2**64 - 1
@@ -30,30 +26,14 @@ def key_of(*parts: int) -> int:
     return key
 
 
-@cache
-def _quantiles() -> NDArray[np.float64]:
-    """The standard normal distribution as 65,536 equally likely values, of mean 0 and variance 1."""
-    ranks = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
-    values: NDArray[np.float64] = torch.special.ndtri(ranks).numpy()
-    return values / values.std()
+class Draws:
+    """Draws on the CPU, so that every torch device sees the same values."""
 
+    def __init__(self) -> None:
+        # Seeding one generator anew for every draw costs half of making one, and torch's own draw is the
+        # fastest here: neither numpy's generators nor a table of quantiles gained anything inside a network.
+        self._generator = torch.Generator()
 
-class Normal:
-    """N(mean, std^2), drawn on the CPU so that every torch device sees the same values.
-
-    A draw looks up 16 random bits in the table of quantiles: twice as fast as a transformation of uniform
-    numbers. The distribution function is right to 1e-5; the largest value is 4.3 standard deviations.
-    """
-
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self._table = (mean + std * _quantiles()).astype(np.float32)
-        self._bits = np.random.PCG64DXSM(0)
-
-    def draw(self, key: int, shape: Sequence[int]) -> Tensor:
-        """Independent draws of `shape`, float32."""
-        # Setting the state of one generator costs a tenth of making one.
-        state = {"state": key << 64 | mix(key), "inc": 1}
-        self._bits.state = {"bit_generator": "PCG64DXSM", "state": state, "has_uint32": 0, "uinteger": 0}
-        count = math.prod(shape)
-        ranks = self._bits.random_raw(-(-count // 4)).view(np.uint16)
-        return torch.from_numpy(self._table.take(ranks[:count])).view(shape)
+    def normal(self, key: int, shape: Sequence[int], mean: float, std: float) -> Tensor:
+        """Independent draws from N(mean, std^2), float32, of `shape`."""
+        return torch.empty(shape).normal_(mean, std, generator=self._generator.manual_seed(key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pimcal_gaussian.draws import Normal, key_of
+from pimcal_gaussian.draws import Draws, key_of
 from pimcal_gaussian.settings import (
     Drift,
     LinearDrift,
@@ -47,7 +47,7 @@ class RandomWalk:
 
     def __init__(self, key: int) -> None:
         self._key = key
-        self._steps = Normal()
+        self._draws = Draws()
         self._starts = [0.0]  # the position before each block that was reached
 
     def position(self, steps: int) -> float:
@@ -58,5 +58,5 @@ class RandomWalk:
         return self._starts[block] + self._sum(block, rest)
 
     def _sum(self, block: int, steps: int) -> float:
-        draws = self._steps.draw(key_of(self._key, block), (self.block,))
+        draws = self._draws.normal(key_of(self._key, block), (self.block,), 0.0, 1.0)
         return float(draws[:steps].double().sum())

@@ -9,23 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pimcal.attention import own_attention
 from pimcal.batches import moved, split_batch
-from pimcal.calibration.moments import Moments, merge, moments
+from pimcal.calibration.moments import Moments, moments
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.deployment import Deployment
+
+Occasion = tuple[int, int]  # which call of a module in a forward pass, and in which batch
 
 
 @dataclass(slots=True)
 class CleanStatistics:
-    """Moments by module and call, and which device layer's output each normalisation reads directly."""
+    """Moments by module, then by call and batch; and which device layer's output each normalisation reads directly."""
 
-    moments: dict[tuple[str, int], list[Moments]] = field(default_factory=dict)
+    moments: dict[str, dict[Occasion, Moments]] = field(default_factory=dict)
     follows: dict[str, str] = field(default_factory=dict)
-
-    def upto(self, name: str, call: int) -> Moments | None:
-        """Moments over all batches and the calls 0..`call` of a module; None where it was not called so often."""
-        parts = [part for k in range(call + 1) for part in self.moments.get((name, k), [])]
-        return merge(parts) if (name, call) in self.moments else None
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -46,7 +44,7 @@ def clean_statistics(
     """Run the reference over `batches`; measure normalisations' inputs and, if `layers`, device layers' outputs."""
     found = CleanStatistics()
     outputs: dict[int, tuple[Tensor, str]] = {}  # by id, with the tensor kept alive so that ids stay unique
-    counter = CallCounter()
+    counter, batch_number = CallCounter(), 0
 
     def tap(point: Point, tensor: Tensor) -> Tensor:
         if point.is_norm and id(tensor) in outputs:
@@ -55,13 +53,13 @@ def clean_statistics(
             outputs.clear()  # only the last layer's output can go straight into the next normalisation
             outputs[id(tensor)] = (tensor, point.name)
         if point.is_norm or layers:
-            key = (point.name, counter.next(point.name))
-            found.moments.setdefault(key, []).append(moments(tensor, point.channel_dim))
+            occasion = (counter.next(point.name), batch_number)
+            found.moments.setdefault(point.name, {})[occasion] = moments(tensor, point.channel_dim)
         return tensor
 
-    with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap):
-        for i, batch in enumerate(batches):
+    with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap), own_attention():
+        for batch_number, batch in enumerate(batches):
             counter = CallCounter()
             call_with(net.reference, batch, device_of(net))
-            progress(i + 1)
+            progress(batch_number + 1)
     return found

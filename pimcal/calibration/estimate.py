@@ -69,7 +69,7 @@ def _device_seconds(net: Deployment, mvms: int, digital: float) -> float | None:
 @contextmanager
 def _counting(net: Deployment, counts: dict[str, int]) -> Iterator[None]:
     layers = dict(named_layers(net.reference))
-    handles = [layers[name].register_forward_hook(_counter(net, name, counts)) for name in net.layers]
+    handles = [layers[name].register_forward_hook(_counter(net, name, counts), with_kwargs=True) for name in net.layers]
     try:
         yield
     finally:
@@ -77,10 +77,11 @@ def _counting(net: Deployment, counts: dict[str, int]) -> Iterator[None]:
             handle.remove()
 
 
-def _counter(net: Deployment, name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Tensor], None]:
+def _counter(net: Deployment, name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Any, Tensor], None]:
     view = net.layers[name].matrix.view
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        counts[name] = counts.get(name, 0) + view.positions(args[0], output)
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        x = args[0] if args else kwargs["input"]
+        counts[name] = counts.get(name, 0) + view.positions(x, output)
 
     return hook

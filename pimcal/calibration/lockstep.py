@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Measure = Callable[[Any, list[Tensor]], list[Tensor]]
+Measure = Callable[[Any, dict[int, Tensor]], dict[int, Tensor]]
 
 
 class _AbandonedError(BaseException):
@@ -41,7 +41,9 @@ class Lockstep:
     """`meet` is called at measuring points, from inside the model; `run` drives the batches."""
 
     def __init__(self, measure: Measure, on_turn: Callable[[], None] = lambda: None) -> None:
-        """`measure(key, tensors)` gives the tensors to go on with; `on_turn` runs when another batch's turn comes."""
+        """`measure(key, tensors)` gives the tensors to go on with, both by the number of their batch; `on_turn` runs
+        when another batch's turn comes.
+        """
         self._measure = measure
         self._on_turn = on_turn
         self._local = threading.local()
@@ -57,7 +59,7 @@ class Lockstep:
         """Hand in `value` at point `key`, wait for the others, and get the tensor to go on with."""
         runner: _Runner | None = getattr(self._local, "runner", None)
         if runner is None:
-            return self._measure(key, [value])[0]
+            return self._measure(key, {0: value})[0]
         runner.key, runner.value = key, value
         self._pause(runner)
         assert runner.value is not None
@@ -71,10 +73,11 @@ class Lockstep:
                 call(batches[0])
             return
         runners = [_Runner(i) for i in range(len(batches))]
-        for runner, batch in zip(runners, batches, strict=True):
-            runner.thread = threading.Thread(target=self._body, args=(runner, call, batch), daemon=True)
-            runner.thread.start()
         try:
+            for runner, batch in zip(runners, batches, strict=True):
+                thread = threading.Thread(target=self._body, args=(runner, call, batch), daemon=True)
+                thread.start()
+                runner.thread = thread
             self._drive(runners)
         finally:
             self._unwind(runners)
@@ -90,9 +93,9 @@ class Lockstep:
             waiting = [runner for runner in runners if not runner.done]
             ready = [runner for runner in waiting if runner.key == waiting[0].key] if waiting else []
             if ready:
-                values = self._measure(ready[0].key, [r.value for r in ready if r.value is not None])
-                for runner, value in zip(ready, values, strict=True):
-                    runner.value = value
+                values = self._measure(ready[0].key, {r.index: r.value for r in ready if r.value is not None})
+                for runner in ready:
+                    runner.value = values[runner.index]
 
     def _give_turn(self, runner: _Runner) -> None:
         self._paused.clear()
@@ -100,9 +103,10 @@ class Lockstep:
         self._paused.wait()
 
     def _pause(self, runner: _Runner) -> None:
-        self._paused.set()
-        runner.wake.wait()
-        runner.wake.clear()
+        if not runner.abandoned:  # a model may call its layers while it is unwound
+            self._paused.set()
+            runner.wake.wait()
+            runner.wake.clear()
         if runner.abandoned:
             raise _AbandonedError
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pimcal.calibration.clean import CleanStatistics, call_with, clean_statistics, device_of
+from pimcal.calibration.clean import CleanStatistics, Occasion, call_with, clean_statistics, device_of
 from pimcal.calibration.lockstep import Lockstep
 from pimcal.calibration.moments import (
     Moments,
@@ -71,6 +71,8 @@ def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Pro
         for i, batch in enumerate(batches):
             call_with(net, batch, device_of(net))
             progress(i + 1)
+    for name, (mean, var) in averages.items():
+        _check_finite(name, mean, var)
     return {name: {"mean": mean.float(), "var": var.float()} for name, (mean, var) in averages.items()}
 
 
@@ -80,15 +82,15 @@ class _LayerByLayer:
     def __init__(self, net: Deployment, clean: CleanStatistics, method: Method) -> None:
         self.net, self.clean, self.method = net, clean, method
         self.norms, self.originals = norms_of(net.module), norms_of(net.reference)
-        self.seen: dict[str, list[Moments]] = {}
+        self.unfollowed = set(net.layers) - set(clean.follows.values()) if method == "affine" else set()
+        self.seen: dict[str, dict[Occasion, Moments]] = {}
         self.corrections: Corrections = {}
         self.lockstep = Lockstep(self._measure, on_turn=net.device.backend.new_batch)
 
     def run(self, batches: Sequence[Any], progress: Progress) -> Corrections:
-        points = norm_points(self.net)
-        if self.method == "affine":
-            followed = set(self.clean.follows.values())
-            points += [point for point in layer_points(self.net) if point.name not in followed]
+        streamed = self.net.array.loads > 1  # all batches wait behind each layer: a load is programmed once
+        layers = [point for point in layer_points(self.net) if streamed or point.name in self.unfollowed]
+        points = [*norm_points(self.net), *layers]
         counters: dict[int, CallCounter] = {}
         device = device_of(self.net)
 
@@ -101,40 +103,51 @@ class _LayerByLayer:
         progress(len(batches))
         return self.corrections
 
-    def _measure(self, key: Any, tensors: list[Tensor]) -> list[Tensor]:
+    def _measure(self, key: Any, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
         point: Point = key[0]
         call: int = key[1]
-        seen = self.seen.setdefault(point.name, [])
-        seen += [moments(tensor, point.channel_dim) for tensor in tensors]
-        noisy = merge(seen)
-        if point.is_norm:
-            self._correct_norm(point.name, call, noisy)
+        if not (point.is_norm or point.name in self.unfollowed):
             return tensors
-        return self._correct_layer(point.name, call, noisy, tensors)
+        seen = self.seen.setdefault(point.name, {})
+        seen |= {(call, batch): moments(tensor, point.channel_dim) for batch, tensor in tensors.items()}
+        if not point.is_norm:
+            return self._correct_layer(point.name, tensors)
+        self._correct_norm(point.name)
+        return tensors
 
-    def _correct_norm(self, name: str, call: int, noisy: Moments) -> None:
+    def _pair(self, name: str) -> tuple[Moments, Moments] | None:
+        """Clean and noisy moments over the same calls and batches, as far as both models got there."""
+        clean, noisy = self.clean.moments.get(name, {}), self.seen[name]
+        both = [occasion for occasion in noisy if occasion in clean]
+        if not both:
+            return None
+        return merge([clean[occasion] for occasion in both]), merge([noisy[occasion] for occasion in both])
+
+    def _correct_norm(self, name: str) -> None:
         norm: Any = self.norms[name]
-        mean, var = noisy.mean, noisy.unbiased_var
-        if self.method != "pooled":
-            clean = self.clean.upto(name, call)
-            if clean is None:
+        if self.method == "pooled":
+            found = merge(list(self.seen[name].values()))
+            mean, var = found.mean, found.unbiased_var
+        else:
+            pair, original = self._pair(name), self.originals[name]
+            if pair is None:
                 return
-            original: Any = self.originals[name]
-            mean, var = paired_statistics(original.running_mean, original.running_var, clean, noisy, _eps(norm))
+            running = original.get_buffer("running_mean"), original.get_buffer("running_var")
+            mean, var = paired_statistics(*running, *pair, _eps(norm))
         _check_finite(name, mean, var)
         self.corrections[name] = {"mean": mean.float(), "var": var.float()}
         set_statistics(norm, mean, var)
 
-    def _correct_layer(self, name: str, call: int, noisy: Moments, tensors: list[Tensor]) -> list[Tensor]:
-        clean = self.clean.upto(name, call)
-        if clean is None:
+    def _correct_layer(self, name: str, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The layer itself stays uncorrected: its next call is to be measured as this one was."""
+        pair = self._pair(name)
+        if pair is None:
             return tensors
-        gain, offset = matched_gain(clean, noisy)
+        gain, offset = matched_gain(*pair)
         _check_finite(name, gain, offset)
         self.corrections[name] = {"gain": gain, "offset": offset}
-        layer = self.net.layers[name]
-        layer.correction = ChannelCorrection(gain, offset)
-        return [layer.correction.apply(tensor, layer.matrix.view) for tensor in tensors]
+        correction, view = ChannelCorrection(gain, offset), self.net.layers[name].matrix.view
+        return {batch: correction.apply(tensor, view) for batch, tensor in tensors.items()}
 
 
 def _eps(norm: nn.Module) -> float:

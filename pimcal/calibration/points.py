@@ -45,7 +45,7 @@ def tapped(model: nn.Module, points: list[Point], tap: Tap) -> Iterator[None]:
     for point in points:
         module = modules[point.name]
         if point.is_norm:
-            handles.append(module.register_forward_pre_hook(_norm_hook(point, tap)))
+            handles.append(module.register_forward_pre_hook(_norm_hook(point, tap), with_kwargs=True))
         else:
             handles.append(module.register_forward_hook(_layer_hook(point, tap)))
     try:
@@ -55,9 +55,9 @@ def tapped(model: nn.Module, points: list[Point], tap: Tap) -> Iterator[None]:
             handle.remove()
 
 
-def _norm_hook(point: Point, tap: Tap) -> Callable[[nn.Module, Any], None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        tap(point, args[0])
+def _norm_hook(point: Point, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        tap(point, next(iter((*args, *kwargs.values()))))
 
     return hook
 

@@ -48,6 +48,7 @@ class Calibration(Section):
 
     method: Literal["paired", "affine", "pooled", "ema"] = "paired"
     images: PositiveInt = Field(64, description="calibration images")
+    batch_size: PositiveInt = Field(16, description="images in a batch; each batch sees a noise draw of its own")
     momentum: Share = Field(0.999, description="ema only: share of the running value kept at each batch")
 
 

@@ -61,10 +61,14 @@ class Batches:
         if images < 1:
             raise UsageError(f"the first part of a set of images needs at least 1 image, not {images}")
         if images >= self.images:
-            raise DataError(
-                f"{self.images} images are too few to set {images} apart; give at least {images + 1}"
-            )
+            raise DataError(f"{self.images} images are too few to set {images} apart; give at least {images + 1}")
         return self._part(0, images), self._part(images, self.images)
+
+    def resized(self, batch_size: int) -> Iterator[Batch]:
+        """The same images in batches of at most `batch_size`."""
+        for chunk in self.chunks:
+            for first in range(0, chunk.images, batch_size):
+                yield chunk.read_part(first, min(first + batch_size, chunk.images))
 
     def in_memory(self) -> Batches:
         """The same batches, read once and kept; for several passes over files that are slow to decode."""
@@ -115,11 +119,7 @@ def count_images(inputs: Inputs) -> int:
 def cut(batch: Batch, first: int, last: int) -> Batch:
     """Images `first` to `last` (exclusive) of a batch."""
     inputs, labels = unpack(batch)
-    parts = (
-        tuple(_cut(x, first, last) for x in inputs)
-        if isinstance(inputs, tuple)
-        else _cut(inputs, first, last)
-    )
+    parts = tuple(_cut(x, first, last) for x in inputs) if isinstance(inputs, tuple) else _cut(inputs, first, last)
     return pack(parts, _cut(labels, first, last))
 
 

@@ -77,9 +77,7 @@ def check_finite(model: nn.Module, source: str) -> None:
 
     Other buffers are left alone: attention masks hold infinities on purpose.
     """
-    statistics = [
-        (name, b) for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))
-    ]
+    statistics = [(name, b) for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
     for name, tensor in [*model.named_parameters(), *statistics]:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:

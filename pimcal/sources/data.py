@@ -44,9 +44,7 @@ def load_batches(
         raise UsageError(f"images ({images}) and batch size ({batch_size}) must be at least 1")
     kind, _, place = spec.partition(":")
     if not place:
-        raise UsageError(
-            f"{spec!r} names no data; write npz:FILE, imagefolder:DIR, pkg.mod:name or file.py:name"
-        )
+        raise UsageError(f"{spec!r} names no data; write npz:FILE, imagefolder:DIR, pkg.mod:name or file.py:name")
     check = partial(_checked, spec=spec, image_shape=image_shape)
     if kind == "npz":
         chunks = _npz_chunks(Path(place), preprocess, images, batch_size)
@@ -82,9 +80,7 @@ def _user_chunks(spec: str, preprocess: Preprocess, images: int | None, batch_si
     return [kept(batch) for batch in read_user_batches(spec, preprocess, images, batch_size)]
 
 
-def _ranges(
-    read: Callable[[int, int], Batch], available: int, images: int | None, batch_size: int
-) -> list[Chunk]:
+def _ranges(read: Callable[[int, int], Batch], available: int, images: int | None, batch_size: int) -> list[Chunk]:
     end = available if images is None else min(images, available)
     starts = range(0, end, batch_size)
     return [Chunk(min(s + batch_size, end) - s, partial(read, s, min(s + batch_size, end))) for s in starts]
@@ -112,9 +108,7 @@ def _checked(inputs: Inputs, spec: str, image_shape: Sequence[int] | None) -> No
             raise DataError(f"{spec}: an input holds NaN")
         return
     if image_shape is not None and list(inputs.shape[1:]) != list(image_shape):
-        raise DataError(
-            f"{spec}: images are {list(inputs.shape[1:])} after the preprocess, not {list(image_shape)}"
-        )
+        raise DataError(f"{spec}: images are {list(inputs.shape[1:])} after the preprocess, not {list(image_shape)}")
     bad_images = (~inputs.isfinite()).reshape(len(inputs), -1).any(dim=1).nonzero()
     if len(bad_images):
         raise DataError(

@@ -94,9 +94,7 @@ def _from_user(source: UserObject) -> nn.Module:
     if isinstance(source.value, nn.Module):
         return copy.deepcopy(source.value)  # weights loaded here must not reach the next user of the object
     if not callable(source.value):
-        raise UsageError(
-            f"{source.spec} is a {type(source.value).__name__}, not a model or a way to make one"
-        )
+        raise UsageError(f"{source.spec} is a {type(source.value).__name__}, not a model or a way to make one")
     model = source.make()
     if not isinstance(model, nn.Module):
         raise UsageError(f"{source.spec} returned a {type(model).__name__}; a torch.nn.Module is needed")

@@ -61,9 +61,7 @@ def _images(array: Any, path: Path) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(channels_first))
     bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
     if bad.size:
-        raise DataError(
-            f"{path}: {bad.size} of {len(array)} images hold NaN or infinities; the first is {bad[0]}"
-        )
+        raise DataError(f"{path}: {bad.size} of {len(array)} images hold NaN or infinities; the first is {bad[0]}")
     return torch.from_numpy(np.ascontiguousarray(channels_first, dtype=np.float32))
 
 

@@ -45,9 +45,7 @@ class UserObject:
         """Call the object, which must need no arguments. Raises `UsageError`, also if it needs some."""
         needed = _required_arguments(self.value)
         if needed:
-            raise UsageError(
-                f"{self.spec} needs arguments ({', '.join(needed)}); name a function that needs none"
-            )
+            raise UsageError(f"{self.spec} needs arguments ({', '.join(needed)}); name a function that needs none")
         return self.call()
 
     @contextmanager
@@ -161,9 +159,7 @@ def _location(error: BaseException) -> str:
     """Where the user can act: the last line outside the installed libraries, else the last line at all."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_PIMCAL, "<"))
-    ]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_PIMCAL, "<"))]
     users = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
     last = (users or frames)[-1:]
     return "".join(f" ({frame.filename}:{frame.lineno})" for frame in last)

@@ -80,9 +80,7 @@ def _checked(source: UserObject) -> Preprocess:
         if not isinstance(result, Tensor):
             raise UsageError(f"{source.spec} returned a {type(result).__name__}; a tensor [N, ...] is needed")
         if result.ndim == 0 or len(result) != len(images):
-            raise UsageError(
-                f"{source.spec} made {list(result.shape)} of {len(images)} images; keep their number"
-            )
+            raise UsageError(f"{source.spec} made {list(result.shape)} of {len(images)} images; keep their number")
         return result
 
     return run

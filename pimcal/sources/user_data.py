@@ -52,9 +52,7 @@ def read_user_batches(spec: str, preprocess: Preprocess, images: int | None, bat
 
 
 def _items(source: UserObject, batch_size: int) -> Iterator[Any]:
-    value = (
-        source.make() if callable(source.value) and not isinstance(source.value, Iterable) else source.value
-    )
+    value = source.make() if callable(source.value) and not isinstance(source.value, Iterable) else source.value
     if isinstance(value, Dataset):
         value = DataLoader(value, batch_size)
     if not isinstance(value, Iterable):
@@ -75,9 +73,7 @@ def _inputs_and_labels(item: Any, spec: str) -> tuple[Inputs, Any]:
     if named:
         return {key: _tensor(value) for key, value in named.items()}, _tensor(labels)
     if not any(isinstance(argument, Tensor) for argument in arguments):
-        raise DataError(
-            f"{spec} yields {_described(item)}; x, (x, y), or a dict of keyword arguments is expected"
-        )
+        raise DataError(f"{spec} yields {_described(item)}; x, (x, y), or a dict of keyword arguments is expected")
     return arguments if len(arguments) > 1 else arguments[0], _tensor(labels)
 
 
@@ -86,9 +82,7 @@ def _count_labels(labels: Any, spec: str) -> int:
         return count_images(labels)
     if isinstance(labels, list | tuple):
         return len(labels)
-    raise DataError(
-        f"{spec} yields labels as a {type(labels).__name__}; a tensor or a list, one an image, is expected"
-    )
+    raise DataError(f"{spec} yields labels as a {type(labels).__name__}; a tensor or a list, one an image, is expected")
 
 
 def _tensor(value: Any) -> Any:
@@ -103,9 +97,7 @@ def _preprocessed(inputs: Inputs, preprocess: Preprocess, spec: str) -> Inputs:
     if isinstance(inputs, Tensor):
         return preprocess(inputs)
     if preprocess is not none:
-        raise UsageError(
-            f"{spec} yields several inputs, which no --preprocess applies to; preprocess in {spec} itself"
-        )
+        raise UsageError(f"{spec} yields several inputs, which no --preprocess applies to; preprocess in {spec} itself")
     return inputs
 
 

@@ -69,9 +69,7 @@ class BackendContract(ABC):
         assert relative_error(backend.matmul(0, inputs), inputs @ weights) <= self.relative_error
 
     @pytest.mark.parametrize(("more_rows", "more_cols"), [(1, 0), (0, 1)])
-    def test_weights_larger_than_a_tile_are_refused(
-        self, backend: Backend, more_rows: int, more_cols: int
-    ) -> None:
+    def test_weights_larger_than_a_tile_are_refused(self, backend: Backend, more_rows: int, more_cols: int) -> None:
         device = backend.capabilities
         if (more_rows and device.rows is None) or (more_cols and device.cols is None):
             pytest.skip("its tiles have no limit here")
@@ -213,9 +211,7 @@ class BackendContract(ABC):
                 backend.program(0, weights_for(backend.capabilities))
 
 
-def weights_for(
-    device: Capabilities, rows: int | None = None, cols: int | None = None, seed: int = 0
-) -> Tensor:
+def weights_for(device: Capabilities, rows: int | None = None, cols: int | None = None, seed: int = 0) -> Tensor:
     """Weights that `device` can hold, [12, 5] or what fits: codes where it wants codes."""
     rows = rows or min(12, device.rows or 12)
     cols = cols or min(5, device.cols or 5)

@@ -1,0 +1,76 @@
+"""`pimcal`: the command line's root. Errors become one message and an exit code here, and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import pimcal
+from pimcal import registry
+from pimcal.cli import backends as backends_command
+from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records, sweep
+from pimcal.errors import PimcalError
+
+INTERRUPTED, INTERNAL = 130, 70
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pimcal {pimcal.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (works behind any command).")] = False,
+) -> None:
+    """Put a PyTorch network on an analog processing-in-memory device, measure what noise does to it, calibrate it."""
+
+
+def build() -> typer.Typer:
+    """The whole command line, plugins' commands included."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    registry.default().register_commands(app)
+    app.command("doctor")(doctor.doctor)
+    app.command("backends")(backends_command.backends)
+    app.add_typer(profiles.app, name="profiles")
+    app.command("placement")(placement.placement)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("calibrate")(calibrate.calibrate)
+    app.command("sweep")(sweep.sweep)
+    app.add_typer(records.app, name="records")
+    return app
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    debug = "--debug" in sys.argv or bool(os.environ.get("PIMCAL_DEBUG"))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        build()(arguments, prog_name="pimcal")
+    except PimcalError as error:
+        _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was changed", INTERRUPTED, debug=False)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _fail(f"internal: {type(error).__name__}: {error} (run again with --debug and report it)", INTERNAL, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,215 @@
+"""`pimcal calibrate`: measure, correct, let the gate decide, write the record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pimcal.cli import options as o
+from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
+from pimcal.errors import UsageError
+
+if TYPE_CHECKING:
+    from pimcal.calibration.divergence import Divergence
+    from pimcal.calibration.gate import Verdict
+    from pimcal.deployment import Deployment
+    from pimcal.metrics import Metric
+    from pimcal.sources.batches import Batches
+
+SYNTHETIC_HELD_OUT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What a calibration uses: images to calibrate on, and others for the gate."""
+
+    calibration: Batches
+    held_out: Batches
+
+
+def calibrate(
+    profile: o.ProfileOption,
+    model: o.ModelOption,
+    data: o.OptionalData = None,
+    calibration_data: o.CalibrationData = None,
+    weights: o.Weights = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="paired, affine, pooled or ema; left out: as the profile says.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Calibration images; left out: as the profile says.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the record goes.")] = Path(
+        "calibration.safetensors"
+    ),
+    active: Annotated[
+        Path | None,
+        typer.Option("--active", metavar="FILE", help="The record in force now, which the gate compares with."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", min=0, help="Drop of the metric that the gate allows.")
+    ] = None,
+    divergence: Annotated[
+        bool, typer.Option("--divergence", help="Also show each layer's KL and JS divergence, before and after.")
+    ] = False,
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of synthetic images without --data.")
+    ] = None,
+    preprocess: o.Preprocess = "none",
+    metric: o.MetricOption = None,
+    batch_size: o.BatchSize = 64,
+    seed: o.Seed = None,
+    torch_device: o.TorchDevice = "cpu",
+    override: o.Overrides = None,
+    as_json: o.Json = False,
+) -> None:
+    """Calibrate a network on a device, and keep the result if it is not worse on held-out images.
+
+    --data are the held-out images. Without --calibration-data the first --images of them calibrate, the rest is held
+    out. With `--calibration-data synthetic` no real image is needed for the calibration.
+    """
+    subject = o.load_subject(profile, override, model, weights, seed, torch_device)
+    count = images or subject.profile.calibration.images
+    found = _images(data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0)
+    o.check_input(subject.model, next(iter(found.held_out)))
+    chosen = o.choose_metric(metric, found.held_out.has_labels)
+
+    from pimcal.deployment import deploy
+    from pimcal.device import open_device
+    from pimcal.record import Record
+
+    with open_device(subject.profile) as device:
+        net = deploy(subject.model, device)
+        if active is not None:
+            net.apply(Record.load(active))
+        verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
+    path = verdict.record.save(out) if verdict.activated else None
+    if as_json:
+        print_json(_as_json(verdict, divergences, path))
+    else:
+        _print(verdict, divergences, path)
+
+
+def _images(
+    data: str | None,
+    calibration_data: str | None,
+    count: int,
+    shape: tuple[int, ...] | None,
+    preprocess: str,
+    batch_size: int,
+    seed: int,
+) -> Images:
+    held_out = o.load_data(data, preprocess, None, batch_size) if data else None
+    if calibration_data == "synthetic":
+        return _synthetic_images(held_out, shape, count, seed)
+    if calibration_data is not None:
+        calibration = o.load_data(calibration_data, preprocess, count, batch_size)
+        if held_out is None:
+            raise UsageError("the gate needs held-out images: give --data as well as --calibration-data")
+        return Images(calibration, held_out)
+    if held_out is None:
+        raise UsageError("give --data (images to calibrate on and to judge by), or --calibration-data synthetic")
+    return Images(*held_out.split(count))
+
+
+def _synthetic_images(held_out: Batches | None, shape: tuple[int, ...] | None, count: int, seed: int) -> Images:
+    if held_out is not None:
+        return Images(synthetic_like(held_out, count, seed), held_out)
+    if shape is None:
+        raise UsageError("synthetic images need a shape: give --data, or --input-shape C,H,W")
+    return Images(_synthetic(count, shape, seed), _synthetic(SYNTHETIC_HELD_OUT, shape, seed + 1))
+
+
+def synthetic_like(batches: Batches, count: int, seed: int) -> Batches:
+    """Synthetic images of the shape of others. Raises UsageError where those are no images."""
+    from pimcal.batches import split_batch, tensors_in
+
+    args, kwargs, _ = split_batch(next(iter(batches)))
+    shape = next((tuple(tensor.shape[1:]) for tensor in tensors_in((args, kwargs))), ())
+    return _synthetic(count, shape, seed)
+
+
+def _synthetic(count: int, shape: tuple[int, ...], seed: int) -> Batches:
+    import torch
+
+    from pimcal.sources.batches import Batches, kept
+    from pimcal.synthetic import synthetic_images
+
+    images = synthetic_images(count, shape, torch.Generator().manual_seed(seed))
+    return Batches(tuple(kept(part) for part in images.split(64)), has_labels=False)
+
+
+def _run(
+    net: Deployment,
+    images: Images,
+    method: str | None,
+    metric: Metric,
+    max_drop: float | None,
+    seed: int | None,
+    divergence: bool,
+) -> tuple[Verdict, dict[str, tuple[Divergence, Divergence]]]:
+    from pimcal.calibration import calibrate as run
+    from pimcal.calibration.divergence import divergences
+    from pimcal.calibration.estimate import estimate
+    from pimcal.calibration.gate import gate
+
+    settings = net.device.profile
+    chosen: Any = method or settings.calibration.method
+    batches = list(images.calibration.resized(settings.calibration.batch_size))
+    cost = estimate(net, batches[0], images.calibration.images, chosen)
+    seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
+    note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")
+    with progress_bar(f"{chosen}", len(batches)) as progress:
+        record = run(net, batches, chosen, seed=seed, progress=progress)
+    sample = batches[:4] if divergence else []
+    before = divergences(net, sample) if sample else {}
+    held_out = images.held_out
+    if settings.gate.images is not None and settings.gate.images < held_out.images:
+        held_out = held_out.split(settings.gate.images)[0]
+    with progress_bar("gate", held_out.images) as progress:
+        verdict = gate(net, record, held_out, metric, max_drop=max_drop, progress=progress)
+    if not sample:
+        return verdict, {}
+    if not verdict.activated:
+        net.apply(record)
+    after = divergences(net, sample)
+    return verdict, {name: (before[name], after[name]) for name in before}
+
+
+def _as_json(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], path: Path | None) -> dict[str, Any]:
+    made = verdict.record.made_with
+    result = {
+        "method": verdict.record.method,
+        "images": made.images,
+        "mvms": made.mvms,
+        "seconds": made.seconds,
+        "metric": made.metric,
+        "before": verdict.before,
+        "after": verdict.after,
+        "activated": verdict.activated,
+        "reason": verdict.reason,
+        "gate": {"images": verdict.images, "mvms": verdict.mvms},
+        "id": verdict.record.id,
+        "record": None if path is None else str(path),
+    }
+    if found:
+        result["divergence"] = {
+            name: {"before": asdict(before), "after": asdict(after)} for name, (before, after) in found.items()
+        }
+    return result
+
+
+def _print(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], path: Path | None) -> None:
+    made, metric = verdict.record.made_with, str(verdict.record.made_with.metric)
+    typer.echo(f"{verdict.record.method}: {made.images} images, {made.mvms:,} MVMs, {made.seconds:.1f} s")
+    typer.echo(f"{metric} before {shown(metric, verdict.before)}, after {shown(metric, verdict.after)}")
+    if path is not None:
+        typer.echo(f"record {verdict.record.id} written to {path}")
+    else:
+        typer.echo(f"not activated: {verdict.reason}; nothing was written (--max-drop allows more)")
+    if found:
+        rows = [(name, f"{b.kl:.4f}", f"{a.kl:.4f}", f"{b.js:.4f}", f"{a.js:.4f}") for name, (b, a) in found.items()]
+        print_table(("behind layer", "KL before", "KL after", "JS before", "JS after"), rows)

@@ -1,0 +1,51 @@
+"""`pimcal evaluate`: a network's quality on a device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pimcal.cli import options as o
+from pimcal.cli.output import print_json, progress_bar, shown
+
+
+def evaluate(
+    profile: o.ProfileOption,
+    model: o.ModelOption,
+    data: o.Data,
+    weights: o.Weights = None,
+    record: Annotated[Path | None, typer.Option("--record", help="Calibration record to apply first.")] = None,
+    preprocess: o.Preprocess = "none",
+    metric: o.MetricOption = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Images to use; left out: all.")] = None,
+    batch_size: o.BatchSize = 64,
+    seed: o.Seed = None,
+    torch_device: o.TorchDevice = "cpu",
+    override: o.Overrides = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run a network on a device and print how good it is there."""
+    subject = o.load_subject(profile, override, model, weights, seed, torch_device)
+    batches = o.load_data(data, preprocess, images, batch_size)
+    o.check_input(subject.model, next(iter(batches)))
+
+    from pimcal.deployment import deploy
+    from pimcal.device import open_device
+    from pimcal.evaluation import evaluate as run
+    from pimcal.record import Record
+
+    with open_device(subject.profile) as device:
+        net = deploy(subject.model, device)
+        if record is not None:
+            net.apply(Record.load(record))
+        with progress_bar("evaluating", batches.images) as progress:
+            result = run(net, batches, o.choose_metric(metric, batches.has_labels), progress=progress)
+    if as_json:
+        print_json({**asdict(result), "profile": subject.profile.name, "record": record and str(record)})
+        return
+    value = shown(result.metric, result.value)
+    typer.echo(f"{result.metric} {value} on {subject.profile.name} ({result.images} images)")
+    typer.echo(f"{result.mvms:,} MVMs in {result.seconds:.1f} s")

@@ -1,0 +1,145 @@
+"""The options that commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pimcal.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from pimcal.metrics import Metric
+    from pimcal.profile import Profile
+    from pimcal.sources.batches import Batches
+
+ProfileOption = Annotated[
+    str, typer.Option("--profile", metavar="NAME|FILE", help="Hardware profile: a shipped name or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--override", "-O", metavar="KEY=VALUE", help="Replace a value of the profile.")
+]
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="SPEC", help="file.py:name, pkg.mod:name or torchvision:NAME.")
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="safetensors, or a torch file of tensors.")
+]
+Data = Annotated[
+    str, typer.Option("--data", metavar="SPEC", help="Held-out images: npz:FILE, imagefolder:DIR, file.py:name.")
+]
+OptionalData = Annotated[
+    str | None,
+    typer.Option("--data", metavar="SPEC", help="Held-out images: npz:FILE, imagefolder:DIR, file.py:name."),
+]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--calibration-data", metavar="SPEC", help="As --data, or `synthetic`; left out: the first of --data."
+    ),
+]
+Preprocess = Annotated[
+    str, typer.Option("--preprocess", metavar="SPEC", help="imagenet, cifar10, none, file.py:name or pkg.mod:name.")
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", metavar="SPEC", help="accuracy (default with labels), agreement (default without), mse, cosine, ..."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in an inference batch.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the simulated device and of torch.")]
+TorchDevice = Annotated[str, typer.Option("--torch-device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model with the profile it is to run under."""
+
+    profile: Profile
+    model: nn.Module
+
+
+def load_subject(
+    profile: str, overrides: list[str] | None, model: str, weights: Path | None, seed: int | None, torch_device: str
+) -> Subject:
+    """The profile with its overrides, and the model with its weights on a torch device."""
+    from pimcal.sources.models import load_model
+
+    loaded = read_profile(profile, overrides, seed)
+    device = _torch_device(torch_device)
+    _seed_torch(seed or 0)
+    return Subject(loaded, load_model(model, weights).to(device))
+
+
+def read_profile(profile: str, overrides: list[str] | None, seed: int | None = None) -> Profile:
+    """A profile with `-O` overrides, and with `--seed` in its device where that has one."""
+    from pimcal.profile import load_profile, parse_override
+
+    parsed: Mapping[str, Any] = dict(parse_override(text) for text in overrides or [])
+    loaded = load_profile(profile, parsed)
+    if seed is None:
+        return loaded
+    from pimcal.sweep import with_seed
+
+    return with_seed(loaded, seed)
+
+
+def load_data(spec: str, preprocess: str, images: int | None, batch_size: int) -> Batches:
+    """The images that a spec names."""
+    from pimcal.sources.data import load_batches
+    from pimcal.sources.preprocess import load_preprocess
+
+    return load_batches(spec, load_preprocess(preprocess), images, batch_size)
+
+
+def choose_metric(spec: str | None, has_labels: bool) -> Metric:
+    """The named metric; without a name accuracy, or agreement with the digital model where there are no labels."""
+    from pimcal.metrics import resolve_metric
+
+    return resolve_metric(spec or ("accuracy" if has_labels else "agreement"))
+
+
+def check_input(model: nn.Module, batch: Any) -> None:
+    """Raise DataError where the model does not take such images, before any device is touched."""
+    from pimcal.batches import first_images, moved, split_batch
+    from pimcal.calibration.clean import device_of
+    from pimcal.sources.models import check_input
+
+    args, kwargs, _ = moved(split_batch(first_images(batch, 1)), device_of(model))
+    check_input(model, kwargs or tuple(args))
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Raises UsageError for anything but numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--input-shape {text!r} is no shape; write for example 3,32,32") from None
+
+
+def _torch_device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--torch-device {name}: {reason}; leave it out to use the CPU") from error
+    return device
+
+
+def _seed_torch(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)

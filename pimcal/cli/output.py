@@ -1,0 +1,54 @@
+"""What commands print: results to stdout, everything that comes and goes to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+
+def print_json(value: Any) -> None:
+    """The one JSON object of a command that was called with --json."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def note(text: str) -> None:
+    """A remark on the way, to stderr."""
+    typer.echo(text, err=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    # Piped output keeps its lines whole.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where that is a terminal; the block gets a function that takes how much is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric's value as people read it."""
+    return percent(value) if metric in ("accuracy", "agreement") else f"{value:.6g}"

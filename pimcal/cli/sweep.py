@@ -1,0 +1,165 @@
+"""`pimcal sweep`: accuracy over settings, methods and seeds, as CSV, JSON and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pimcal.cli import options as o
+from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
+from pimcal.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from pimcal.sources.batches import Batches
+    from pimcal.sweep import Cell, Recipe
+
+USES_ALL_IMAGES = ("ema", "pooled")  # methods that estimate moments anew, and need all images that there are
+
+
+def sweep(
+    profile: o.ProfileOption,
+    model: o.ModelOption,
+    data: o.Data,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=V1,V2,...", help="A profile value and what to set it to; may be repeated."),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option("--methods", help="none, references, paired, affine, pooled, ema, references+paired, ...")
+    ] = "none,references,paired",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many device seeds; they count up from --seed.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for sweep.csv, .json, .png.")] = None,
+    calibration_data: o.CalibrationData = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images", min=1, help="Calibration images; left out: all for ema and pooled, else the profile's."
+        ),
+    ] = None,
+    weights: o.Weights = None,
+    preprocess: o.Preprocess = "none",
+    metric: o.MetricOption = None,
+    batch_size: o.BatchSize = 64,
+    seed: Annotated[int, typer.Option("--seed", help="First seed of the simulated device; seeds torch, too.")] = 0,
+    torch_device: o.TorchDevice = "cpu",
+    override: o.Overrides = None,
+    as_json: o.Json = False,
+) -> None:
+    """Evaluate a network for every setting, method and seed; write a table and a plot."""
+    from pimcal.evaluation import evaluate
+    from pimcal.sweep import grid, parse_recipe
+    from pimcal.sweep import sweep as run
+
+    recipes = [parse_recipe(name) for name in methods.split(",")]
+    varied = dict(_parse_setting(text) for text in settings or [])
+    subject = o.load_subject(profile, override, model, weights, None, torch_device)
+    held_out = o.load_data(data, preprocess, None, batch_size)
+    held_out, calibration = _calibration(subject, recipes, held_out, calibration_data, images, preprocess, seed)
+    held_out = held_out.in_memory()
+    o.check_input(subject.model, next(iter(held_out)))
+    chosen = o.choose_metric(metric, held_out.has_labels)
+    clean = evaluate(subject.model, held_out, chosen).value
+    cells: list[Cell] = []
+    total = len(grid(varied)) * seeds * len(recipes)
+    with progress_bar("sweep", total) as progress:
+
+        def on_cell(cell: Cell) -> None:
+            cells.append(cell)
+            progress(len(cells))
+
+        run(
+            subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), held_out, calibration, chosen,
+            on_cell,
+        )  # fmt: skip
+    table = {"metric": chosen.name, "clean": clean, "rows": [cell.as_row() for cell in cells]}
+    if out is not None:
+        _write(table, out)
+    if as_json:
+        print_json(table)
+        return
+    _print(table)
+    if out is not None:
+        typer.echo(f"written to {out}")
+
+
+def _parse_setting(text: str) -> tuple[str, list[Any]]:
+    """`device.eta0=0.1,0.2` as a key and its values. Raises UsageError for anything else."""
+    from pimcal.profile import parse_override
+
+    key, found, values = text.partition("=")
+    if not found or not values:
+        raise UsageError(f"--set {text!r}: write KEY=VALUE,VALUE,... for example device.eta0=0.02,0.06,0.1")
+    return key, [parse_override(f"{key}={value}")[1] for value in values.split(",")]
+
+
+def _calibration(
+    subject: o.Subject,
+    recipes: Sequence[Recipe],
+    held_out: Batches,
+    spec: str | None,
+    images: int | None,
+    preprocess: str,
+    seed: int,
+) -> tuple[Batches, Callable[[Recipe], Sequence[Any]]]:
+    """The images to judge by, and for each recipe those to calibrate on."""
+    settings = subject.profile.calibration
+    count = images or settings.images
+    if not any(recipe.method for recipe in recipes):
+        return held_out, lambda recipe: []
+    if spec == "synthetic":
+        from pimcal.cli.calibrate import synthetic_like
+
+        found = synthetic_like(held_out, count, seed)
+    elif spec is not None:
+        found = o.load_data(spec, preprocess, images, 64)
+    else:
+        found, held_out = held_out.split(count)
+    found = found.in_memory()
+
+    def batches(recipe: Recipe) -> Sequence[Any]:
+        few = recipe.method not in USES_ALL_IMAGES and images is None and count < found.images
+        return list((found.split(count)[0] if few else found).resized(settings.batch_size))
+
+    return held_out, batches
+
+
+def _write(table: dict[str, Any], out: Path) -> None:
+    from pimcal.events import SweepFinished, emit
+    from pimcal.files import write_atomically
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(table["rows"][0]))
+    writer.writeheader()
+    writer.writerows(table["rows"])
+    write_atomically(out / "sweep.csv", buffer.getvalue().encode())
+    write_atomically(out / "sweep.json", json.dumps(table, indent=2).encode())
+    try:
+        emit(SweepFinished(table, out))
+    except MissingExtraError as error:
+        note(f"no plot: {error}")
+
+
+def _print(table: dict[str, Any]) -> None:
+    metric = table["metric"]
+    typer.echo(f"clean {metric} (digital hardware): {shown(metric, table['clean'])}")
+    fixed = ("method", "seed", "value", "images", "mvms")
+    keys = [key for key in table["rows"][0] if key not in fixed]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in table["rows"]:
+        groups.setdefault((*(row[key] for key in keys), row["method"]), []).append(row)
+    rows = [
+        (*where, *_spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
+        for where, found in groups.items()
+    ]
+    print_table((*keys, "method", metric, "min", "max", "images", "MVMs"), rows)
+
+
+def _spread(metric: str, rows: list[dict[str, Any]]) -> tuple[str, str, str]:
+    values = [row["value"] for row in rows]
+    return tuple(shown(metric, value) for value in (sum(values) / len(values), min(values), max(values)))  # type: ignore[return-value]
