@@ -73,10 +73,10 @@ def _check(net: Deployment, norms: Mapping[str, nn.Module], corrections: Correct
         if name in norms:
             keys, shape = {"mean", "var"}, tuple(norms[name].get_buffer("running_mean").shape)
         elif name in net.layers:
-            keys, shape = {"gain", "offset"}, None
+            keys, shape = {"gain", "offset"}, (net.layers[name].matrix.view.channels,)
         else:
             raise DataError(f"a correction names {name}, which is neither a normalisation nor a device layer here")
-        if set(values) != keys or (shape is not None and any(tuple(v.shape) != shape for v in values.values())):
+        if set(values) != keys or any(tuple(value.shape) != shape for value in values.values()):
             found = {key: tuple(value.shape) for key, value in values.items()}
             raise DataError(f"the correction of {name} has {found}; expected {sorted(keys)} of shape {shape}")
 

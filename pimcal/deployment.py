@@ -292,7 +292,9 @@ def _unit(layer: nn.Module, capabilities: Capabilities) -> float:
 
 def _source(layer: nn.Module, view: MatrixView, unit: float, capabilities: Capabilities) -> Callable[[], Tensor]:
     def matrices() -> Tensor:
-        matrix = view.matrix(as_float32(layer.weight)) / unit  # type: ignore[arg-type]
+        matrix = view.matrix(as_float32(layer.weight))  # type: ignore[arg-type]
+        if unit != 1.0:
+            matrix = matrix / unit
         if capabilities.weight_bits is not None:
             matrix = matrix.round()
         if not capabilities.signed_weights:

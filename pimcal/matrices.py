@@ -58,6 +58,11 @@ class MatrixView(ABC):
         """How many vectors the layer multiplied by each of its matrices to get from `x` to `y`."""
 
     @property
+    def channels(self) -> int:
+        """The layer's output channels."""
+        return self.groups * self.cols
+
+    @property
     @abstractmethod
     def channel_dim(self) -> int:
         """The dimension of the output that holds the channels, counted from the end."""
@@ -160,13 +165,13 @@ class ConvView(MatrixView):
         ]
 
     def finish(self, columns: Tensor, x: Tensor) -> Tensor:
-        return columns.flatten(1, 2).reshape(x.shape[0], -1, *self._out_size(x))
+        return columns.reshape(x.shape[0], self.channels, *self._out_size(x))
 
     def batched(self, x: Tensor) -> tuple[Tensor, bool]:
         return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)
 
     def positions(self, x: Tensor, y: Tensor) -> int:
-        return y.numel() // (self.groups * self.cols)
+        return y.numel() // self.channels
 
     @property
     def channel_dim(self) -> int:
@@ -231,6 +236,10 @@ class ConvTransposeView(MatrixView):
 
     def positions(self, x: Tensor, y: Tensor) -> int:
         return x.numel() // (self.groups * self.rows)
+
+    @property
+    def channels(self) -> int:
+        return self.groups * self.out_channels
 
     @property
     def channel_dim(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class TileArray:
         """Program the tiles of `load` unless they are on the device already."""
         if self.device.resident != (self._owner, load):
             self.device.resident = None  # an interrupted programming leaves no load resident
-            for tile, image in self._images(load).items():
+            for tile, image in self._images(load):
                 self.device.program(tile, image.t())
             self.device.resident = (self._owner, load)
 
@@ -67,25 +68,32 @@ class TileArray:
     def adopt(self, load: int | None) -> None:
         """Take it that `load` is on the device: a simulator's state was restored with it."""
         if load is not None:
-            self._images(load)  # tells the constants of its reference columns
+            for _ in self._images(load):  # tells the constants of its reference columns
+                pass
         self.device.resident = None if load is None else (self._owner, load)
 
-    def _images(self, load: int) -> dict[int, Tensor]:
-        """What goes to each tile, transposed ([cols, rows])."""
-        images = {
-            tile: torch.zeros(layout.cols + self.references.count, layout.rows, dtype=torch.float32, device="cpu")
-            for (of_load, tile), layout in self.layouts.items()
-            if of_load == load
-        }
+    def _images(self, load: int) -> Iterator[tuple[int, Tensor]]:
+        """Each tile and what goes to it, transposed ([cols, rows]), as soon as its last block is written."""
+        missing = Counter(block.tile for placed, _ in self._parts[load] for block in placed.blocks)
+        images: dict[int, Tensor] = {}
         for placed, source in self._parts[load]:
             matrices = source().cpu()
             for block in placed.blocks:
+                if block.tile not in images:
+                    images[block.tile] = self._empty(self.layouts[load, block.tile])
                 _write(images[block.tile], block, matrices)
-        for tile, image in images.items():
-            layout = self.layouts[load, tile]
-            layout.constant = self._constant(image)
-            image[layout.cols + self.references.offset :] = layout.constant
-        return images
+                missing[block.tile] -= 1
+                if not missing[block.tile]:
+                    yield block.tile, self._finished(images.pop(block.tile), self.layouts[load, block.tile])
+
+    def _empty(self, layout: TileLayout) -> Tensor:
+        return torch.zeros(layout.cols + self.references.count, layout.rows, dtype=torch.float32, device="cpu")
+
+    def _finished(self, image: Tensor, layout: TileLayout) -> Tensor:
+        """The image with its reference columns; the layout learns their constant."""
+        layout.constant = self._constant(image)
+        image[layout.cols + self.references.offset :] = layout.constant
+        return image
 
     def _constant(self, image: Tensor) -> float:
         """The reference columns' weight: as large as the tile's largest, so that noise weighs least on it."""

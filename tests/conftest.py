@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+import pimcal
 
 settings.register_profile("pimcal", deadline=None)  # no test asserts a time
 settings.load_profile("pimcal")
@@ -20,3 +24,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data, and {folder} is absent; set PIMCAL_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def open_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., pimcal.Device]]:
+    """`open_backend("plain", {"tiles.rows": 8})` opens a device of any backend; it is closed after the tests."""
+    folder = tmp_path_factory.mktemp("profiles")
+    with ExitStack() as opened:
+
+        def open_it(backend: str, overrides: dict[str, object] | None = None) -> pimcal.Device:
+            path = folder / f"{backend}.yaml"
+            path.write_text(f"schema: pimcal/1\nbackend: {backend}\n")
+            return opened.enter_context(pimcal.open_device(str(path), overrides))
+
+        yield open_it
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random networks and images are the same in every run of a test."""
+    import torch
+
+    torch.manual_seed(0)

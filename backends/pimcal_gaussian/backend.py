@@ -135,7 +135,7 @@ class Gaussian(Backend):
         if not self._spatial_std:
             return None
         key = key_of(self._seed, _SPATIAL, tile, programmings)
-        factor = self._draws.normal(key, weights.shape, self._spatial_mean, self._spatial_std).to(weights)
+        factor = self._draws.normal_like(weights, key, self._spatial_mean, self._spatial_std)
         if self._multiplies:
             factor.mul_(weights)
         return factor.bfloat16() if factor.numel() >= _LARGE_TILE else factor
@@ -143,9 +143,7 @@ class Gaussian(Backend):
     def _with_noise(self, held: _Tile) -> Tensor:
         """The weights with N_T drawn for every one of them; few tensor operations, this is the hot path."""
         weights = held.weights
-        noise = self._draws.normal(mix(held.key ^ self._batch), weights.shape, self._mean, self._std)
-        if noise.device != weights.device or noise.dtype != weights.dtype:
-            noise = noise.to(weights)
+        noise = self._draws.normal_like(weights, mix(held.key ^ self._batch), self._mean, self._std)
         if held.factor is not None:
             return torch.addcmul(weights, held.factor, noise)
         return torch.addcmul(weights, weights, noise) if self._multiplies else noise.add_(weights)
@@ -160,7 +158,7 @@ class Gaussian(Backend):
         if not self._std:
             return self._mean
         key = held.key if self._settings.granularity == "tile" else key_of(self._seed, _TEMPORAL)
-        return float(self._draws.normal(mix(key ^ self._batch), (1,), self._mean, self._std))
+        return float(self._draws.normal_like(torch.empty(1), mix(key ^ self._batch), self._mean, self._std))
 
 
 def _temporal_law(settings: GaussianSettings, eta0: float) -> tuple[float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -34,6 +32,10 @@ class Draws:
         # fastest here: neither numpy's generators nor a table of quantiles gained anything inside a network.
         self._generator = torch.Generator()
 
-    def normal(self, key: int, shape: Sequence[int], mean: float, std: float) -> Tensor:
-        """Independent draws from N(mean, std^2), float32, of `shape`."""
-        return torch.empty(shape).normal_(mean, std, generator=self._generator.manual_seed(key))
+    def normal_like(self, tensor: Tensor, key: int, mean: float, std: float) -> Tensor:
+        """Independent draws from N(mean, std^2), of the shape, precision and torch device of `tensor`."""
+        on_cpu = tensor.is_cpu
+        # `empty_like` takes a third of the time of `empty` with a shape: this is the hot path.
+        drawn = torch.empty_like(tensor) if on_cpu else torch.empty(tensor.shape, dtype=tensor.dtype)
+        drawn.normal_(mean, std, generator=self._generator.manual_seed(key))
+        return drawn if on_cpu else drawn.to(tensor.device)

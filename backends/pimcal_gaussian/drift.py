@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from pimcal_gaussian.draws import Draws, key_of
 from pimcal_gaussian.settings import (
     Drift,
@@ -58,5 +60,5 @@ class RandomWalk:
         return self._starts[block] + self._sum(block, rest)
 
     def _sum(self, block: int, steps: int) -> float:
-        draws = self._draws.normal(key_of(self._key, block), (self.block,), 0.0, 1.0)
+        draws = self._draws.normal_like(torch.empty(self.block), key_of(self._key, block), 0.0, 1.0)
         return float(draws[:steps].double().sum())

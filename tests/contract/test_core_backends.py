@@ -63,9 +63,7 @@ class TestAdd(GaussianContract):
 
 
 class TestAwgn(GaussianContract):
-    settings = GaussianSettings(
-        noise="awgn", eta0=0.05, drift=RandomWalkDrift(kind="random_walk", step_s=1.0, std=0.1)
-    )
+    settings = GaussianSettings(noise="awgn", eta0=0.05, drift=RandomWalkDrift(kind="random_walk", step_s=1.0, std=0.1))
 
 
 class TestAwgnDrawnAtProgramming(GaussianContract):

@@ -26,9 +26,7 @@ def installed(tmp_path: Path) -> Path:
     project = tomllib.loads(snippet("toml"))["project"]
     info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     lines = [f"{name} = {target}" for name, target in project["entry-points"]["pimcal"].items()]
     (info / "entry_points.txt").write_text("\n".join(["[pimcal]", *lines]) + "\n")
     shutil.copy(EXAMPLE, tmp_path)

@@ -56,9 +56,7 @@ def test_temperature_drift_reports_the_temperature():
     }
     device = drifting(drift)
     device.advance(21600.0)
-    assert device.telemetry() == pytest.approx(
-        {"simulated_time_s": 21600.0, "eta0_ratio": 1.08, "temperature_c": 38.0}
-    )
+    assert device.telemetry() == pytest.approx({"simulated_time_s": 21600.0, "eta0_ratio": 1.08, "temperature_c": 38.0})
 
 
 def test_a_device_without_drift_reports_its_time_and_no_temperature():

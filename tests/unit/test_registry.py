@@ -137,9 +137,7 @@ def test_two_distributions_with_one_backend_name_are_both_named(site):
         site.install(name, {module: BACKEND.format(name="same")}, {"same": module})
     registry = Registry()
     assert registry.backend_names().count("same") == 1
-    with pytest.raises(
-        ConfigError, match=r"backend 'same'.*(first 1\.0.*second 1\.0|second 1\.0.*first 1\.0)"
-    ):
+    with pytest.raises(ConfigError, match=r"backend 'same'.*(first 1\.0.*second 1\.0|second 1\.0.*first 1\.0)"):
         registry.settings_model("same")
 
 
@@ -190,9 +188,7 @@ def test_an_entry_point_that_registers_another_name_is_explained(site):
     ],
 )
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(site, requires, advice):
-    site.install(
-        "alpha", {"site_alpha": "import site_nowhere.inner"}, {"alpha": "site_alpha"}, requires=requires
-    )
+    site.install("alpha", {"site_alpha": "import site_nowhere.inner"}, {"alpha": "site_alpha"}, requires=requires)
     with pytest.raises(ConfigError, match=advice) as caught:
         Registry().settings_model("alpha")
     assert "alpha 1.0" in str(caught.value)
@@ -214,9 +210,7 @@ def test_a_distribution_without_its_own_module_should_be_reinstalled(site):
 def test_a_class_that_is_no_backend_and_settings_that_are_no_model_are_refused():
     registry = Registry()
     registry.register_plugin(
-        Plugin(
-            pimcal_register_backends=lambda register: register(name="a", backend=dict, settings=IdealSettings)
-        )
+        Plugin(pimcal_register_backends=lambda register: register(name="a", backend=dict, settings=IdealSettings))
     )
     with pytest.raises(ConfigError, match="no subclass"):
         registry.backend_class("a")

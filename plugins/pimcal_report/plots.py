@@ -1,0 +1,183 @@
+"""Plots as PNG: a metric against a setting for each method, and divergence layer by layer.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers differ in shape and size, so that
+methods with equal values stay visible inside one another.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from pimcal.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pimcal.calibration.divergence import Divergence
+
+_FRACTIONS = ("accuracy", "agreement")  # metrics in 0..1, shown in %
+_COLUMNS = 3
+_MAX_TICKS = 8  # up to so many values, each is a tick of its own
+_DPI = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One diagram: by method, by value of the setting on the x axis, the metric's value for each seed."""
+
+    title: str
+    x_label: str
+    lines: Mapping[str, Mapping[float, Sequence[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    color: str
+    marker: str
+    size: float
+    width: float
+    filled: bool = False
+
+
+_STYLES = {
+    "none": _Style("#000000", "X", 7.5, 1.5, filled=True),
+    "references": _Style("#009E73", "o", 14, 4.5),
+    "references+paired": _Style("#CC79A7", "s", 9.5, 3),
+    "ema": _Style("#E69F00", "D", 7, 2),
+    "paired": _Style("#0072B2", "o", 4.5, 1.2, filled=True),
+    "pooled": _Style("#56B4E9", "^", 8, 2),
+    "affine": _Style("#D55E00", "v", 8, 1.5),
+}
+_OTHER = _Style("#7F7F7F", "P", 7, 1.5)
+
+
+def metric_plot(panels: Sequence[Panel], clean: float, metric: str = "accuracy") -> bytes:
+    """A PNG with a diagram for each panel: means over seeds as lines, minimum to maximum as a band.
+
+    `clean`: the metric on digital hardware, a dashed line. The x axis is logarithmic where positive values span a
+    decade. Raises MissingExtraError without matplotlib.
+    """
+    columns = min(len(panels), _COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = _figure(1.5 + 4.0 * columns, 0.9 + 3.3 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    scale = 100.0 if metric in _FRACTIONS else 1.0
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw(axis, panel, clean * scale, scale)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.remove()
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{metric} in %" if metric in _FRACTIONS else metric)
+        if metric in _FRACTIONS:
+            axis.set(ylim=(0, 105), yticks=range(0, 101, 20))
+    _legend_below(figure, axes.flat[0], len(panels))
+    return _png(figure)
+
+
+def divergence_plot(before: Mapping[str, Divergence], after: Mapping[str, Divergence], title: str) -> bytes:
+    """A PNG of each layer's KL and JS divergence (nats) from the digital activations, before and after calibration.
+
+    `before` and `after` name the same layers, in the model's order. Raises MissingExtraError without matplotlib.
+    """
+    figure = _figure(max(6.0, 1.5 + 0.27 * len(before)), 6.2)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _pairs(upper, [(before[name].kl, after[name].kl) for name in before])
+    _pairs(lower, [(before[name].js, after[name].js) for name in before])
+    upper.set(ylabel="KL divergence in nats")
+    upper.set_title(title, loc="left", fontsize=11)
+    upper.legend(frameon=False, loc="upper left", ncols=2)
+    lower.set(ylabel="JS divergence in nats", xlabel="layer, from input to output")
+    lower.set_xticks(range(len(before)), list(before), rotation=90, fontsize=8)
+    for axis in (upper, lower):
+        axis.set_xlim(-0.7, len(before) - 0.3)
+    return _png(figure)
+
+
+def require_matplotlib() -> type[Figure]:
+    """Matplotlib's figure class. Raises MissingExtraError where it is not installed: call it before long work."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which keeps global state and may want a display
+    except ImportError as error:
+        raise MissingExtraError("plots", "matplotlib", "report") from error
+    return Figure
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    return require_matplotlib()(figsize=(width_in, height_in), layout="constrained")
+
+
+def _draw(axis: Axes, panel: Panel, clean: float, scale: float) -> None:
+    _plain(axis)
+    axis.axhline(clean, color="#555555", linestyle=(0, (4, 3)), linewidth=1.2, label="digital hardware", zorder=1)
+    for method, values in panel.lines.items():
+        xs = sorted(values)
+        points = [[scale * value for value in values[x]] for x in xs]
+        _line(axis, method, xs, points)
+    _x_axis(axis, sorted({x for values in panel.lines.values() for x in values}))
+    axis.set_xlabel(panel.x_label)
+    axis.set_title(panel.title, loc="left", fontsize=11)
+
+
+def _line(axis: Axes, method: str, xs: Sequence[float], points: Sequence[Sequence[float]]) -> None:
+    style = _STYLES.get(method, _OTHER)
+    depth = 10 - style.width  # the thick ones lie below
+    axis.plot(
+        xs,
+        [fmean(values) for values in points],
+        color=style.color,
+        linewidth=style.width,
+        marker=style.marker,
+        markersize=style.size,
+        markerfacecolor=style.color if style.filled else "white",
+        markeredgecolor="white" if method == "none" else style.color,
+        markeredgewidth=0.6 if method == "none" else 1.6,
+        label=method,
+        zorder=depth,
+    )
+    lows, highs = [min(values) for values in points], [max(values) for values in points]
+    axis.fill_between(xs, lows, highs, color=style.color, alpha=0.2, linewidth=0, zorder=1)
+
+
+def _x_axis(axis: Axes, values: Sequence[float]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    if values[0] > 0 and values[-1] >= 9.99 * values[0]:  # 0.3 / 0.03 is a little less than 10
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_locator(NullLocator())
+    if len(values) <= _MAX_TICKS:
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+
+
+def _pairs(axis: Axes, values: Sequence[tuple[float, float]]) -> None:
+    """For each layer a point before and a point after, joined."""
+    _plain(axis)
+    xs = range(len(values))
+    before, after = [pair[0] for pair in values], [pair[1] for pair in values]
+    axis.vlines(xs, before, after, color="#BBBBBB", linewidth=2, zorder=2)
+    axis.plot(xs, before, "X", color="#D55E00", markersize=7, label="before calibration", zorder=3)
+    axis.plot(xs, after, "o", color="#0072B2", markersize=6, label="after", zorder=3)
+    axis.set_ylim(bottom=0)
+    axis.margins(y=0.18)
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axis.set_axisbelow(True)
+
+
+def _legend_below(figure: Figure, axis: Axes, panels: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    columns = 3 if panels == 1 else len(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()

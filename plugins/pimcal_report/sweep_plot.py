@@ -1,0 +1,53 @@
+"""A sweep's table as a plot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pimcal.files import write_atomically
+from pimcal_report.plots import Panel, metric_plot
+
+logger = logging.getLogger(__name__)
+
+_NOT_SETTINGS = ("method", "seed", "value", "images", "mvms")
+Row = dict[str, Any]
+
+
+def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
+    """Write `sweep.png` to the folder `out`; where no setting is numeric there is nothing to draw, and it says so.
+
+    `table`: `rows` of `{setting.., method, seed, value}`, and `clean` and `metric`.
+    Raises MissingExtraError without matplotlib, StorageError where the file cannot be written.
+    """
+    panels = sweep_panels(table["rows"])
+    if not panels:
+        logger.warning("no plot: the sweep varies no numeric setting; add one, for example --set device.eta0=0.1,0.2")
+        return
+    write_atomically(out / "sweep.png", metric_plot(panels, table["clean"], table.get("metric", "accuracy")))
+
+
+def sweep_panels(rows: Sequence[Row]) -> list[Panel]:
+    """The first numeric setting becomes the x axis; each combination of the others' values has its own panel."""
+    settings = [key for key in (rows[0] if rows else {}) if key not in _NOT_SETTINGS]
+    x = next((key for key in settings if all(_is_number(row[key]) for row in rows)), None)
+    if x is None:
+        return []
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        title = ", ".join(f"{key} = {row[key]}" for key in settings if key != x)
+        groups.setdefault(title, []).append(row)
+    return [Panel(title, x, _lines(found, x)) for title, found in groups.items()]
+
+
+def _lines(rows: Sequence[Row], x: str) -> dict[str, dict[float, list[float]]]:
+    lines: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        lines.setdefault(row["method"], {}).setdefault(row[x], []).append(row["value"])
+    return lines
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,137 @@
+"""Cutting and packing: what holds for every network on every device."""
+
+from collections import Counter, defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pimcal.errors import ConfigError
+from pimcal.placement import Limits, MatrixShape, place
+
+SHAPES = st.lists(
+    st.builds(
+        MatrixShape,
+        name=st.just("layer"),
+        groups=st.integers(1, 4),
+        rows=st.integers(1, 20),
+        cols=st.integers(1, 20),
+        row_unit=st.sampled_from([1, 3, 9]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+LIMITS = st.builds(
+    Limits,
+    tiles=st.none() | st.integers(1, 6),
+    rows=st.none() | st.integers(1, 12),
+    cols=st.none() | st.integers(3, 12),
+    references=st.integers(0, 2),
+)
+
+
+def placed_or_too_large(shapes, limits):
+    try:
+        return place(shapes, limits)
+    except ConfigError as error:
+        assert "larger than the whole device" in str(error)
+        return []
+
+
+@given(SHAPES, LIMITS)
+def test_every_matrix_cell_is_held_exactly_once(shapes, limits):
+    for placed in placed_or_too_large(shapes, limits):
+        shape = placed.shape
+        cells = Counter(
+            (block.group, row, col)
+            for block in placed.blocks
+            for row in range(block.start, block.stop)
+            for col in range(block.first, block.last)
+        )
+        assert cells == Counter({(g, r, c): 1 for g in range(shape.groups) for r in range(shape.rows)
+                                 for c in range(shape.cols)})  # fmt: skip
+        assert placed.cells == len(cells)
+
+
+@given(SHAPES, LIMITS)
+def test_blocks_of_one_load_never_overlap_and_stay_inside_their_tile(shapes, limits):
+    taken = defaultdict(set)
+    for placed in placed_or_too_large(shapes, limits):
+        for block in placed.blocks:
+            bottom = block.tile_row + block.stop - block.start
+            right = block.tile_col + block.last - block.first
+            assert limits.tiles is None or block.tile < limits.tiles
+            assert limits.rows is None or bottom <= limits.rows
+            assert limits.cols is None or right <= limits.cols - limits.references
+            cells = {(r, c) for r in range(block.tile_row, bottom) for c in range(block.tile_col, right)}
+            assert not cells & taken[placed.load, block.tile]
+            taken[placed.load, block.tile] |= cells
+
+
+@given(SHAPES, LIMITS)
+def test_loads_follow_the_order_of_the_layers(shapes, limits):
+    loads = [placed.load for placed in placed_or_too_large(shapes, limits)]
+
+    assert loads == sorted(loads)
+    assert set(loads) == set(range(len(set(loads))))
+
+
+@given(SHAPES, st.builds(Limits, tiles=st.none(), rows=st.none() | st.just(8), cols=st.none() | st.just(8)))
+def test_with_tiles_without_number_each_layer_has_its_own_and_all_fit_at_once(shapes, limits):
+    placed = place(shapes, limits)
+
+    assert {p.load for p in placed} == {0}
+    tiles = [tile for p in placed for tile in p.tiles]
+    assert tiles == list(range(len(tiles)))
+
+
+@given(SHAPES)
+def test_an_unbounded_device_holds_each_layer_in_one_tile(shapes):
+    for placed in place(shapes, Limits(None, None, None)):
+        assert len(placed.tiles) == 1
+        assert len(placed.blocks) == placed.shape.groups
+
+
+def test_rows_are_cut_between_input_channels_where_a_channel_fits():
+    (placed,) = place([MatrixShape("conv", 1, 45, 4, row_unit=9)], Limits(None, 20, None))
+
+    assert [(block.start, block.stop) for block in placed.blocks] == [(0, 18), (18, 36), (36, 45)]
+
+
+def test_rows_are_cut_inside_a_channel_where_none_fits():
+    (placed,) = place([MatrixShape("conv", 1, 18, 4, row_unit=9)], Limits(None, 8, None))
+
+    assert [(block.start, block.stop) for block in placed.blocks] == [(0, 8), (8, 16), (16, 18)]
+
+
+def test_layers_share_the_tiles_of_a_small_device():
+    first, second = place([MatrixShape("a", 1, 4, 3), MatrixShape("b", 1, 4, 3)], Limits(1, 4, 6))
+
+    assert first.tiles == second.tiles == (0,)
+    assert first.load == second.load == 0
+    assert second.blocks[0].tile_col == 3
+
+
+def test_a_network_larger_than_the_device_takes_turns():
+    placed = place([MatrixShape("a", 1, 4, 4), MatrixShape("b", 1, 4, 4), MatrixShape("c", 1, 4, 4)], Limits(2, 4, 4))
+
+    assert [p.load for p in placed] == [0, 0, 1]
+
+
+def test_a_layer_larger_than_the_whole_device_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match=r"layer fc: its matrix \(9 x 4\).*2 tiles of 4 x 4.*host: \[fc\]") as caught:
+        place([MatrixShape("fc", 1, 9, 4)], Limits(2, 4, 4))
+    assert caught.value.exit_code == 78
+
+
+def test_reference_columns_count_against_the_device():
+    shapes = [MatrixShape("fc", 1, 4, 8)]
+
+    assert place(shapes, Limits(2, 4, 4))
+    with pytest.raises(ConfigError, match="1 reference columns each"):
+        place(shapes, Limits(2, 4, 4, references=1))
+
+
+def test_references_that_leave_no_column_are_refused():
+    with pytest.raises(ConfigError, match="4 reference columns leave no column free"):
+        place([MatrixShape("fc", 1, 4, 1)], Limits(None, 4, 4, references=4))
