@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -173,13 +174,14 @@ class Deployment(nn.Module):
         """What the tensors of the model do not tell: the simulated device's state, the records in force."""
         return {
             "device": self.device.state_dict(),
+            "layout": self._layout,
             "resident": self.array.resident,
             "active": [[name, corrections] for name, corrections in self._active],
         }
 
     def set_extra_state(self, state: Any) -> None:
-        self.device.load_state_dict(state["device"])
         if state["device"]:  # a real device has kept its own state, and what is on it
+            self.device.load_state_dict(state["device"])
             self.array.adopt(state["resident"])
         self._active = [(name, load_corrections(corrections)) for name, corrections in state["active"]]
         set_corrections(self, self.corrections)
@@ -187,14 +189,27 @@ class Deployment(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restore a state that `state_dict` gave: the same outputs follow, noise included.
 
-        Raises DataError where it belongs to another model: the weights on the device cannot be swapped this way.
+        Raises DataError where it belongs to another model (the weights on the device cannot be swapped this way), or
+        to a simulator with another backend or another placement.
         """
+        saved = state_dict.get("_extra_state")
+        if saved and saved["device"] and saved["layout"] != self._layout:
+            raise DataError(
+                "state was saved with another backend, other tiles, host layers or reference columns; deploy with the "
+                "profile that it was saved with, or carry the calibration over as a record"
+            )
         for name in self._shared_weights():
             theirs = state_dict.get(f"module.{name}")
             ours = self.module.get_parameter(name)
             if theirs is not None and not torch.equal(theirs.to(ours), ours):
                 raise DataError(f"state has other weights for {name} than the device holds; deploy that model instead")
         return super().load_state_dict(state_dict, strict, assign)
+
+    @property
+    def _layout(self) -> str:
+        """A hash of what a simulator's state depends on: its backend, and what sits where on its tiles."""
+        layout = (self.device.profile.backend, self.array.references, self._placed)
+        return hashlib.sha256(repr(layout).encode()).hexdigest()
 
     def _shared_weights(self) -> list[str]:
         placed = {id(p) for forward in self.layers.values() for p in _parameters(forward.layer)}

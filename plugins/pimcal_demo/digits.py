@@ -36,3 +36,17 @@ def load_digits() -> tuple[Examples, Examples]:
     order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(images)))
     test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
     return (images[train], targets[train]), (images[test], targets[test])
+
+
+def training() -> list[Examples]:
+    """The training digits as batches, for `--calibration-data pimcal_demo.digits:training`."""
+    return _batches(load_digits()[0])
+
+
+def held_out() -> list[Examples]:
+    """The test digits as batches, for `--data pimcal_demo.digits:held_out`."""
+    return _batches(load_digits()[1])
+
+
+def _batches(examples: Examples) -> list[Examples]:
+    return list(zip(*(part.split(100) for part in examples), strict=True))

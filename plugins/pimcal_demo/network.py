@@ -50,9 +50,7 @@ class _Residual(nn.Module):
         self.first = _convolution(in_channels, out_channels, stride)
         self.second = _convolution(out_channels, out_channels, stride=1)
         same_shape = in_channels == out_channels and stride == 1
-        self.shortcut = (
-            nn.Identity() if same_shape else _convolution(in_channels, out_channels, stride, size=1)
-        )
+        self.shortcut = nn.Identity() if same_shape else _convolution(in_channels, out_channels, stride, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))

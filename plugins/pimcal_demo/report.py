@@ -110,7 +110,7 @@ those that calibration used, the same at every level.
 
 ![KL and JS divergence of each layer's activations](divergence.png)
 
-How far the distribution of each layer's activations behind BatchNorm is from that on digital hardware, at {_SHOWN},
+How far the distribution of each layer's activations (behind BatchNorm, where one follows) is from that on digital hardware, at {_SHOWN},
 on the held-out digits: 0 is no difference, JS is at most ln 2 = 0.69 nats.
 
 All figures are of one simulated device, seed {findings.seed}; `demo.json` has them unrounded.

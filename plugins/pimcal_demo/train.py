@@ -64,9 +64,7 @@ def train(examples: Examples, epochs: int, generator: torch.Generator) -> Digits
     network = DigitsNetwork()
     _initialise(network, generator)
     steps = epochs * -(-len(examples[1]) // _BATCH_IMAGES)
-    optimizer = torch.optim.SGD(
-        _parameter_groups(network), lr=_PEAK_LEARNING_RATE, momentum=0.9, nesterov=True
-    )
+    optimizer = torch.optim.SGD(_parameter_groups(network), lr=_PEAK_LEARNING_RATE, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_LEARNING_RATE, total_steps=steps)
     network.train()
     for _ in range(epochs):
@@ -128,20 +126,14 @@ def _write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --out"
-        ) from error
+        raise DataError(f"cannot write {path}: {error.strerror}; free some space or choose another --out") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pimcal_demo.train", description="Train the demo's network."
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write"
-    )
+    parser = argparse.ArgumentParser(prog="python -m pimcal_demo.train", description="Train the demo's network.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the training set (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     options = parser.parse_args(arguments)

@@ -45,11 +45,11 @@ class _Style:
 
 
 _STYLES = {
-    "none": _Style("#000000", "X", 7.5, 1.5, filled=True),
-    "references": _Style("#009E73", "o", 14, 4.5),
-    "references+paired": _Style("#CC79A7", "s", 9.5, 3),
-    "ema": _Style("#E69F00", "D", 7, 2),
-    "paired": _Style("#0072B2", "o", 4.5, 1.2, filled=True),
+    "none": _Style("#000000", "X", 8, 1.5, filled=True),
+    "references": _Style("#009E73", "o", 12.5, 3.6),
+    "references+paired": _Style("#CC79A7", "s", 8.5, 2.6),
+    "ema": _Style("#E69F00", "D", 6, 1.9),
+    "paired": _Style("#0072B2", "o", 4, 1.2, filled=True),
     "pooled": _Style("#56B4E9", "^", 8, 2),
     "affine": _Style("#D55E00", "v", 8, 1.5),
 }
@@ -160,7 +160,7 @@ def _pairs(axis: Axes, values: Sequence[tuple[float, float]]) -> None:
     before, after = [pair[0] for pair in values], [pair[1] for pair in values]
     axis.vlines(xs, before, after, color="#BBBBBB", linewidth=2, zorder=2)
     axis.plot(xs, before, "X", color="#D55E00", markersize=7, label="before calibration", zorder=3)
-    axis.plot(xs, after, "o", color="#0072B2", markersize=6, label="after", zorder=3)
+    axis.plot(xs, after, "o", color="#0072B2", markersize=6, label="after", zorder=3, clip_on=False)
     axis.set_ylim(bottom=0)
     axis.margins(y=0.18)
 

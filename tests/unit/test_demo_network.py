@@ -57,11 +57,7 @@ def test_a_common_gain_of_all_weights_collapses_the_network():
 
 
 def test_longest_path_has_at_least_twenty_convolutions_each_followed_by_batchnorm():
-    path = [
-        name
-        for name, m in DigitsNetwork().named_modules()
-        if isinstance(m, nn.Conv2d) and "shortcut" not in name
-    ]
+    path = [name for name, m in DigitsNetwork().named_modules() if isinstance(m, nn.Conv2d) and "shortcut" not in name]
     norms = [name for name, m in DigitsNetwork().named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(path) >= 20
     assert len(norms) == sum(isinstance(m, nn.Conv2d) for m in DigitsNetwork().modules())
@@ -87,9 +83,7 @@ def test_same_seed_trains_the_same_network_and_another_seed_another():
     pytest.importorskip("sklearn")
     (images, labels), _ = load_digits()
     few = images[:128], labels[:128]
-    first, again, other = (
-        train(few, 1, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2)
-    )
+    first, again, other = (train(few, 1, torch.Generator().manual_seed(seed)).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
@@ -120,9 +114,7 @@ def test_training_script_that_cannot_write_leaves_the_former_file_and_nothing_el
 
 
 @pytest.mark.parametrize(("options", "hint"), [(("--epochs", "0"), "at least 1"), ((), "there is no folder")])
-def test_training_script_refuses_bad_options_before_it_trains(
-    tmp_path: Path, options: tuple[str, ...], hint: str
-):
+def test_training_script_refuses_bad_options_before_it_trains(tmp_path: Path, options: tuple[str, ...], hint: str):
     done = run_training(tmp_path / "absent" / "digits.safetensors", *options)
     assert done.returncode == 2
     assert hint in done.stderr

@@ -211,8 +211,8 @@ def test_converters_do_what_a_loop_over_products_does(open_backend):
         dac_step = np.float32(np.abs(vector).max()) / np.float32(7)
         codes = np.rint(vector / dac_step)
         for rows in (slice(0, 4), slice(4, 6)):  # two tiles
-            product = weight[:, rows] @ codes[rows]
-            adc_step = np.abs(product).max() / 15
+            product = (weight[:, rows] @ codes[rows]).astype(np.float32)
+            adc_step = np.abs(product).max() / np.float32(15)
             expected[image] += np.rint(product / adc_step) * adc_step * dac_step
     np.testing.assert_allclose(net(x).numpy(), expected, rtol=1e-4, atol=1e-5)
 

@@ -98,9 +98,7 @@ def test_mse_and_cosine_equal_their_definitions() -> None:
     assert cosine(a, 3 * a) == pytest.approx(1)
 
 
-@given(
-    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), name=st.sampled_from(sorted(metrics.BUILT_IN))
-)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), name=st.sampled_from(sorted(metrics.BUILT_IN)))
 def test_value_over_batches_does_not_depend_on_how_they_are_cut(sizes: list[int], name: str) -> None:
     total = sum(sizes)
     metric = resolve_metric(name)

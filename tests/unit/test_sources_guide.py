@@ -45,9 +45,7 @@ def test_guide_has_commands() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_specs_load_and_fit_each_other(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_commands_specs_load_and_fit_each_other(prepared: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.chdir(prepared)
     words = shlex.split(command)[2:]
     options = dict(zip(words[::2], words[1::2], strict=True))

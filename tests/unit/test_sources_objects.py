@@ -45,8 +45,7 @@ def test_one_file_named_twice_runs_once(folder: Path) -> None:
 
 def test_dataclass_in_a_file_works(folder: Path) -> None:
     (folder / "dc.py").write_text(
-        "from __future__ import annotations\nimport dataclasses\n"
-        "@dataclasses.dataclass\nclass Point:\n    x: int = 1\n"
+        "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Point:\n    x: int = 1\n"
     )
     assert resolve("dc.py:Point").call().x == 1
 
@@ -64,9 +63,7 @@ def test_absent_name_is_refused_with_a_suggestion() -> None:
 
 def test_absent_module_and_file_are_told_apart_from_broken_ones(folder: Path) -> None:
     (folder / "needs.py").write_text("import pimcal_test_not_installed\n")
-    with pytest.raises(
-        UsageError, match=r"there is no module 'pimcal_test_absent'.*pimcal_test_absent/net\.py"
-    ):
+    with pytest.raises(UsageError, match=r"there is no module 'pimcal_test_absent'.*pimcal_test_absent/net\.py"):
         resolve("pimcal_test_absent.net:build")
     with pytest.raises(UsageError, match=r"there is no file .*absent\.py"):
         resolve("absent.py:build")
@@ -79,9 +76,7 @@ def test_absent_module_and_file_are_told_apart_from_broken_ones(folder: Path) ->
 
 def test_exception_of_user_code_names_type_message_and_line(folder: Path) -> None:
     (folder / "fails.py").write_text("import json\n\ndef build():\n    return json.loads('{')\n")
-    with pytest.raises(
-        UsageError, match=r"fails\.py:build failed with JSONDecodeError: .*fails\.py:4\)"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"fails\.py:build failed with JSONDecodeError: .*fails\.py:4\)") as caught:
         resolve("fails.py:build").call()
     assert isinstance(caught.value.__cause__, json.JSONDecodeError)
 

@@ -1,0 +1,65 @@
+"""Every command and every program in README.md and docs/how-to/calibrate.md runs as it is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/how-to/calibrate.md")
+NOT_HERE = ("make",)  # what CI runs itself, in environments of its own
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (REPOSITORY / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_the_page_run_in_order(page: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = [line for line in lines if not line.startswith(NOT_HERE)]
+    assert commands
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "pimcal"
+        done = run(["-m", "pimcal", *arguments], tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_program_of_the_page_runs(page: str, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    programs = blocks(page, "python")
+    assert programs
+    for program in programs:
+        done = run(["-c", program], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_profile_of_the_readme_is_valid(tmp_path: Path) -> None:
+    for text in blocks("README.md", "yaml"):
+        (tmp_path / "readme.yaml").write_text(text)
+        done = run(["-m", "pimcal", "profiles", "check", "readme.yaml"], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_links_of_all_pages_lead_somewhere() -> None:
+    for page in [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
