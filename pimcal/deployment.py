@@ -16,6 +16,7 @@ from pimcal.backend import Capabilities
 from pimcal.corrections import Corrections, corrections_in_force, load_corrections, set_corrections
 from pimcal.device import Device
 from pimcal.errors import ConfigError, DataError, UsageError
+from pimcal.events import BatchServed, RecordActivated, RecordReverted, emit
 from pimcal.fingerprint import model_hash
 from pimcal.layers import Converters, DeviceMatrix, LayerForward
 from pimcal.matrices import MatrixView, as_float32
@@ -105,8 +106,11 @@ class Deployment(nn.Module):
 
         Raises DeviceUnavailableError after the device was closed.
         """
+        before = self.device.cost.mvms
         with self.session():
-            return self.module(*args, **kwargs)
+            outputs = self.module(*args, **kwargs)
+        emit(BatchServed(self.device.cost.mvms - before))
+        return outputs
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -126,6 +130,7 @@ class Deployment(nn.Module):
             return super().apply(record)
         check_fits(record, self.model_hash, self.device, force=force)
         self.push(record.id, record.corrections)
+        emit(RecordActivated(record.id))
         return self
 
     def push(self, name: str, corrections: Corrections) -> None:
@@ -140,8 +145,9 @@ class Deployment(nn.Module):
         """
         if not self._active:
             raise UsageError("no record is applied, so there is nothing to revert")
-        self._active.pop()
+        name, _ = self._active.pop()
         set_corrections(self, self.corrections)
+        emit(RecordReverted(name))
 
     @contextmanager
     def uncorrected(self) -> Iterator[None]:

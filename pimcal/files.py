@@ -33,6 +33,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise StorageError where no file could be made in `folder`, which need not exist yet: before long work."""
+    place = folder.absolute()
+    while not os.access(place, os.F_OK):
+        place = place.parent
+    if not place.is_dir():
+        raise StorageError(f"cannot write to {folder}: {place} is no folder; name another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"cannot write to {folder}: no permission to make a file in {place}; name another folder")
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

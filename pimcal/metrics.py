@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pimcal.errors import DataError, UsageError
-from pimcal.sources.objects import UserObject, resolve, suggestion
+from pimcal.sources.objects import UserObject, resolve
+from pimcal.suggest import did_you_mean
 
 # A batch's score (outputs, targets, images) as a sum and the weight to divide it by after the last batch.
 Score = Callable[[Any, Any, int], tuple[float, float]]
@@ -144,7 +145,7 @@ def resolve_metric(spec: str) -> Metric:
     if spec not in registered:
         known = [*BUILT_IN, *registered]
         raise UsageError(
-            f"there is no metric {spec!r}{suggestion(spec, known)} (known: {', '.join(known)}; name your own "
+            f"there is no metric {spec!r}{did_you_mean(spec, known)} (known: {', '.join(known)}; name your own "
             "as pkg.mod:name or file.py:name)"
         )
     function = registered[spec]

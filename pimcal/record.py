@@ -24,6 +24,7 @@ FORMAT = "pimcal-record/1"
 class Provenance:
     """What a record was made with, so that it is not applied elsewhere unnoticed.
 
+    `profile_hash` covers what a correction depends on: the profile without its calibration, gate and schedule.
     `wall_time` is UTC, ISO 8601; `telemetry` holds the device's readings by name and unit (temperature_c,
     simulated_time_s, ... where it has them); `before` and `after` are the metric on held-out data.
     """
@@ -112,7 +113,7 @@ def check_fits(record: Record, model_hash: str, device: Device, *, force: bool =
             f"record {record.id} was made for a model with hash {made.model_hash[:12]}, this one has "
             f"{model_hash[:12]}; calibrate again"
         )
-    here = {"device": device.capabilities.identity, "profile_hash": device.profile.hash}
+    here = {"device": device.capabilities.identity, "profile_hash": device.profile.hardware_hash}
     differing = [key for key, value in here.items() if getattr(made, key) != value]
     if differing and not force:
         told = "; ".join(f"{key}: {getattr(made, key)} there, {here[key]} here" for key in differing)

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel
 
 from pimcal import hookspecs
 from pimcal.errors import ConfigError, MissingExtraError, PimcalError
+from pimcal.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
@@ -226,10 +226,8 @@ class Registry:
                 "its pimcal_register_backends must call register(name=...) with the entry point's name"
             )
         known = self.backend_names()
-        near = get_close_matches(name, known, n=1)
-        suggestion = f"; did you mean '{near[0]}'?" if near else ""
         listed = f"known: {', '.join(known)}" if known else "none is installed; install pimcal (pip install pimcal)"
-        return ConfigError(f"unknown backend '{name}'{suggestion} ({listed})")
+        return ConfigError(f"unknown backend '{name}'{did_you_mean(name, known)} ({listed})")
 
 
 def _origin(entry: EntryPoint) -> Origin:

@@ -46,3 +46,4 @@ def seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # tensors are tiny here, and tests may run side by side

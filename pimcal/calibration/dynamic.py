@@ -49,7 +49,7 @@ class DynamicCalibration:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.updates = 0
         self._norms, self._originals = norms_of(net.module), norms_of(net.reference)
-        self._clean: dict[str, Moments] | None = None  # of the batch that is being served, where it was sampled
+        self._clean: dict[str, Moments] = {}  # of the batch that is being served, where it was sampled
         self._averages: dict[str, tuple[Moments, Moments]] = {}
         self._stack = ExitStack()
 
@@ -86,7 +86,7 @@ class DynamicCalibration:
         return tensor
 
     def _maybe_run_clean(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._clean = None
+        self._clean = {}
         if float(torch.rand((), generator=self.generator)) < self.share:
             found: dict[str, Moments] = {}
             with tapped(self.net.reference, norm_points(self.net), _collect(found)):
@@ -94,8 +94,9 @@ class DynamicCalibration:
             self._clean = found
 
     def _compare(self, point: Point, tensor: Tensor) -> Tensor:
-        if self._clean is not None and point.name in self._clean:
-            pair = (self._clean[point.name], moments(tensor))
+        clean = self._clean.pop(point.name, None)  # once a batch: both sides have a shared module's first call
+        if clean is not None:
+            pair = (clean, moments(tensor))
             old = self._averages.get(point.name)
             pair = pair if old is None else (self._blend(old[0], pair[0]), self._blend(old[1], pair[1]))
             self._averages[point.name] = pair

@@ -1,40 +1,35 @@
 """Run many batches through a model layer by layer: all wait at a measuring point until the last has come.
 
-Each batch runs the model's own code in a thread of its own, and only one of them runs at any time. At a measuring
-point a batch hands in its tensor and pauses. When no batch can go on, those that wait at the same point are measured
-together and resume. So each layer is measured over the whole set, behind layers that are corrected already, whatever
-the model's code looks like, and only the tensors alive at that point are held.
+Each batch runs the model's own code in a greenlet, a stack of its own within the same thread. At a measuring point it
+hands in its tensor and pauses. When no batch can go on, those that wait at the same point are measured together and
+resume. So each layer is measured over the whole set, behind layers that are corrected already, whatever the model's
+code looks like, and only the tensors alive at that point are held.
+
+Greenlets, not threads: torch would start a pool of workers for each thread, and those get into each other's way.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
 Measure = Callable[[Any, dict[int, Tensor]], dict[int, Tensor]]
 
 
-class _AbandonedError(BaseException):
-    """Unwinds a paused batch when another one failed."""
-
-
 @dataclass(slots=True)
 class _Runner:
-    """One batch's thread: `wake` lets it go on, `key` and `value` say where it pauses."""
+    """One batch: its greenlet, and where it pauses with what."""
 
-    index: int = 0
-    wake: threading.Event = field(default_factory=threading.Event)
-    key: Hashable = None
-    value: Tensor | None = None
-    done: bool = False
-    error: BaseException | None = None
-    abandoned: bool = False
-    thread: threading.Thread | None = None
+    index: int
+    stack: greenlet
+    key: Any = None
+    value: Any = None
 
 
 class Lockstep:
@@ -46,89 +41,84 @@ class Lockstep:
         """
         self._measure = measure
         self._on_turn = on_turn
-        self._local = threading.local()
-        self._paused = threading.Event()
+        self._current: _Runner | None = None
+        self._unwinding = False
+        self._inference_mode = False  # of the caller of run()
 
     @property
     def batch_index(self) -> int:
         """Which batch the calling code runs."""
-        runner: _Runner | None = getattr(self._local, "runner", None)
-        return 0 if runner is None else runner.index
+        return 0 if self._current is None else self._current.index
 
-    def meet(self, key: Hashable, value: Tensor) -> Tensor:
+    def meet(self, key: Any, value: Tensor) -> Tensor:
         """Hand in `value` at point `key`, wait for the others, and get the tensor to go on with."""
-        runner: _Runner | None = getattr(self._local, "runner", None)
-        if runner is None:
+        if self._unwinding:  # a point in a finally block, on the way out
+            raise GreenletExit
+        if self._current is None:
             return self._measure(key, {0: value})[0]
-        runner.key, runner.value = key, value
-        self._pause(runner)
-        assert runner.value is not None
-        value, runner.value = runner.value, None
-        return value
+        parent = getcurrent().parent
+        assert parent is not None  # run() is what started this greenlet
+        with _own_modes(), torch.inference_mode(self._inference_mode):
+            resumed: Tensor = parent.switch((key, value))
+        return resumed
 
     def run(self, call: Callable[[Any], Any], batches: Sequence[Any]) -> None:
-        """Run `call` on every batch. What one of them raises is raised here, after all others were unwound."""
-        if len(batches) == 1:
-            with torch.no_grad():
+        """Run `call` on every batch, without gradients.
+
+        What one of them raises is raised here, after all others were unwound.
+        """
+        with torch.no_grad():
+            if len(batches) == 1:
                 call(batches[0])
-            return
-        runners = [_Runner(i) for i in range(len(batches))]
-        try:
-            for runner, batch in zip(runners, batches, strict=True):
-                thread = threading.Thread(target=self._body, args=(runner, call, batch), daemon=True)
-                thread.start()
-                runner.thread = thread
-            self._drive(runners)
-        finally:
-            self._unwind(runners)
+                return
+            self._inference_mode = torch.is_inference_mode_enabled()
+            runners = [_Runner(i, greenlet(call), value=batch) for i, batch in enumerate(batches)]
+            try:
+                self._drive(runners)
+            finally:
+                self._unwind(runners)
+
+    def _unwind(self, runners: list[_Runner]) -> None:
+        self._current, self._unwinding = None, True
+        with ExitStack() as todo:  # goes on with the others where one raises
+            todo.callback(setattr, self, "_unwinding", False)
+            for runner in runners:
+                if runner.stack:  # started and not finished
+                    todo.callback(runner.stack.throw, GreenletExit)
 
     def _drive(self, runners: list[_Runner]) -> None:
-        ready = list(runners)
+        ready = runners
         while ready:
             for runner in ready:
-                self._on_turn()
-                self._give_turn(runner)
-                if runner.error is not None:
-                    raise runner.error
-            waiting = [runner for runner in runners if not runner.done]
-            ready = [runner for runner in waiting if runner.key == waiting[0].key] if waiting else []
+                self._turn(runner)
+            waiting = [runner for runner in runners if not runner.stack.dead]
+            ready = [runner for runner in waiting if runner.key == waiting[0].key]
             if ready:
-                values = self._measure(ready[0].key, {r.index: r.value for r in ready if r.value is not None})
+                values = self._measure(ready[0].key, {runner.index: runner.value for runner in ready})
                 for runner in ready:
                     runner.value = values[runner.index]
 
-    def _give_turn(self, runner: _Runner) -> None:
-        self._paused.clear()
-        runner.wake.set()
-        self._paused.wait()
+    def _turn(self, runner: _Runner) -> None:
+        """Let a batch run to its next measuring point, or to its end."""
+        self._on_turn()
+        self._current = runner
+        value, runner.value = runner.value, None
+        with _own_modes():
+            paused = runner.stack.switch(value)
+        self._current = None
+        if not runner.stack.dead:
+            runner.key, runner.value = paused
 
-    def _pause(self, runner: _Runner) -> None:
-        if not runner.abandoned:  # a model may call its layers while it is unwound
-            self._paused.set()
-            runner.wake.wait()
-            runner.wake.clear()
-        if runner.abandoned:
-            raise _AbandonedError
 
-    def _body(self, runner: _Runner, call: Callable[[Any], Any], batch: Any) -> None:
-        self._local.runner = runner
-        runner.wake.wait()
-        runner.wake.clear()
-        try:
-            if not runner.abandoned:
-                with torch.no_grad():  # grad mode belongs to a thread
-                    call(batch)
-        except _AbandonedError:
-            pass
-        except BaseException as error:  # handed to the caller of run()
-            runner.error = error
-        finally:
-            runner.done = True
-            self._paused.set()
-
-    def _unwind(self, runners: list[_Runner]) -> None:
-        for runner in runners:
-            runner.abandoned = True
-            runner.wake.set()
-            if runner.thread is not None:
-                runner.thread.join()
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """Around a switch: torch's modes belong to a thread, and the other side may change them meanwhile."""
+    grad = torch.is_grad_enabled()
+    autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad)
+        for kind, (enabled, dtype) in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+            torch.set_autocast_dtype(kind, dtype)

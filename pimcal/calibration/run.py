@@ -15,6 +15,7 @@ from pimcal.calibration.methods import Method, Progress, find_corrections
 from pimcal.corrections import Corrections
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
+from pimcal.events import CalibrationFinished, emit
 from pimcal.record import Provenance, Record
 
 
@@ -61,7 +62,9 @@ def calibrate(
             progress=progress,
         )
     mvms = net.device.cost.since(before).mvms
-    return _record(net, method, corrections, images, len(batches), mvms, clock() - start, seed, now())
+    record = _record(net, method, corrections, images, len(batches), mvms, clock() - start, seed, now())
+    emit(CalibrationFinished(method, images, mvms, record.made_with.seconds))
+    return record
 
 
 def count_images(batches: Sequence[Any]) -> int:
@@ -89,7 +92,7 @@ def _record(
         torch=torch.__version__,
         backend=device.profile.backend,
         profile=device.profile.name,
-        profile_hash=device.profile.hash,
+        profile_hash=device.profile.hardware_hash,
         model_hash=net.model_hash,
         device=device.capabilities.identity,
         firmware=device.capabilities.firmware,

@@ -16,6 +16,7 @@ from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records
 from pimcal.errors import PimcalError
 
 INTERRUPTED, INTERNAL = 130, 70
+_ON_CTRL_C = "interrupted; nothing was changed"
 
 
 def _version(wanted: bool) -> None:
@@ -59,7 +60,11 @@ def main() -> None:
     except PimcalError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was changed", INTERRUPTED, debug=False)
+        _fail(_ON_CTRL_C, INTERRUPTED, debug=False)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+            typer.echo(f"error: {_ON_CTRL_C}", err=True)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

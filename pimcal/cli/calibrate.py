@@ -11,6 +11,7 @@ import typer
 from pimcal.cli import options as o
 from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
 from pimcal.errors import UsageError
+from pimcal.files import check_writable
 
 if TYPE_CHECKING:
     from pimcal.calibration.divergence import Divergence
@@ -71,6 +72,9 @@ def calibrate(
     --data are the held-out images. Without --calibration-data the first --images of them calibrate, the rest is held
     out. With `--calibration-data synthetic` no real image is needed for the calibration.
     """
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it")
+    check_writable(out.parent)
     subject = o.load_subject(profile, override, model, weights, seed, torch_device)
     count = images or subject.profile.calibration.images
     found = _images(data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0)

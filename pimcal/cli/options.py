@@ -54,7 +54,11 @@ MetricOption = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in an inference batch.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the simulated device and of torch.")]
+MAX_SEED = 2**63 - 1
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the simulated device and of torch."),
+]
 TorchDevice = Annotated[str, typer.Option("--torch-device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
@@ -114,17 +118,17 @@ def check_input(model: nn.Module, batch: Any) -> None:
     from pimcal.sources.models import check_input
 
     args, kwargs, _ = moved(split_batch(first_images(batch, 1)), device_of(model))
-    check_input(model, kwargs or tuple(args))
+    check_input(model, kwargs or (args[0] if len(args) == 1 else tuple(args)))
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
-    """Raises UsageError for anything but numbers with commas between them."""
+    """Raises UsageError for anything but positive numbers with commas between them."""
     if text is None:
         return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--input-shape {text!r} is no shape; write for example 3,32,32") from None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input-shape {text!r} is no shape; write for example 3,32,32")
+    return tuple(map(int, parts))
 
 
 def _torch_device(name: str) -> torch.device:
@@ -132,7 +136,7 @@ def _torch_device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # a device without memory, such as meta, refuses this
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--torch-device {name}: {reason}; leave it out to use the CPU") from error

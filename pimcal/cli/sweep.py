@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ import typer
 from pimcal.cli import options as o
 from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
 from pimcal.errors import MissingExtraError, UsageError
+from pimcal.files import check_writable
 
 if TYPE_CHECKING:
     from pimcal.sources.batches import Batches
@@ -46,7 +48,9 @@ def sweep(
     preprocess: o.Preprocess = "none",
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
-    seed: Annotated[int, typer.Option("--seed", help="First seed of the simulated device; seeds torch, too.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=o.MAX_SEED, help="First seed of the simulated device; seeds torch, too.")
+    ] = 0,
     torch_device: o.TorchDevice = "cpu",
     override: o.Overrides = None,
     as_json: o.Json = False,
@@ -57,7 +61,9 @@ def sweep(
     from pimcal.sweep import sweep as run
 
     recipes = [parse_recipe(name) for name in methods.split(",")]
-    varied = dict(_parse_setting(text) for text in settings or [])
+    varied = _parse_settings(settings or [])
+    if out is not None:
+        check_writable(out)
     subject = o.load_subject(profile, override, model, weights, None, torch_device)
     held_out = o.load_data(data, preprocess, None, batch_size)
     held_out, calibration = _calibration(subject, recipes, held_out, calibration_data, images, preprocess, seed)
@@ -86,6 +92,14 @@ def sweep(
     _print(table)
     if out is not None:
         typer.echo(f"written to {out}")
+
+
+def _parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
+    parsed = [_parse_setting(text) for text in texts]
+    twice = next((key for key, count in Counter(key for key, _ in parsed).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"--set {twice} is given twice; put all its values into one: --set {twice}=VALUE,VALUE,...")
+    return dict(parsed)
 
 
 def _parse_setting(text: str) -> tuple[str, list[Any]]:

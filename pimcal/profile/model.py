@@ -29,6 +29,13 @@ SettingsModel = Callable[[str], type[BaseModel]]
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_PROCEDURE = ("calibration", "gate", "recalibration")
+
+
+def _sha256(values: dict[str, JsonValue]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 class Profile(Section):
     """What a device is and how to use it. Made by `load_profile`; a copy with changes by `with_overrides`."""
@@ -75,8 +82,12 @@ class Profile(Section):
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of the resolved profile; the same for every spelling of the same values."""
-        text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256(self.resolved())
+
+    @property
+    def hardware_hash(self) -> str:
+        """The same over what a correction depends on: not over how calibrations are made, judged and scheduled."""
+        return _sha256({key: value for key, value in self.resolved().items() if key not in _PROCEDURE})
 
     def resolved(self) -> dict[str, JsonValue]:
         """Every value, defaults included, as plain data that a profile file could hold."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pimcal.errors import ConfigError
+from pimcal.suggest import closest
 
 
 class Position(NamedTuple):
@@ -47,7 +47,7 @@ class ProfileError(ConfigError):
 def suggestion(word: str, known: Iterable[str]) -> str:
     """ "did you mean ...?" for the nearest of `known`, else the list of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"did you mean '{close[0]}'?"
+    near = closest(word, names)
+    if near is not None:
+        return f"did you mean '{near}'?"
     return f"known: {', '.join(names)}" if names else "none is known here"

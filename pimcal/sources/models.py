@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from pimcal.errors import ConfigError, DataError, MissingExtraError, UsageError
 from pimcal.sources.batches import Inputs
 from pimcal.sources.checkpoints import check_finite, load_weights, read_checkpoint
-from pimcal.sources.objects import UserObject, resolve, suggestion
+from pimcal.sources.objects import UserObject, resolve
+from pimcal.suggest import did_you_mean
 
 _TORCHVISION = "torchvision:"
 
@@ -67,7 +68,7 @@ def _from_torchvision(spec: str) -> nn.Module:
     models = _torchvision_models()
     known = models.list_models()
     if name not in known:
-        raise UsageError(f"torchvision has no model {name!r}{suggestion(name, known)}")
+        raise UsageError(f"torchvision has no model {name!r}{did_you_mean(name, known)}")
     # Segmentation and detection models fetch a trained backbone unless told not to.
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     backbone = {"weights_backbone": None} if "weights_backbone" in accepted else {}

@@ -6,7 +6,6 @@ exception and the line of the user's file; the original stays chained for `--deb
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -15,7 +14,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from pimcal.errors import PimcalError, UsageError
+from pimcal.suggest import did_you_mean
 
 _LIBRARIES = tuple(sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib"))
 _PIMCAL = str(Path(__file__).parents[1]) + os.sep
@@ -75,12 +75,6 @@ def resolve(spec: str) -> UserObject:
     return UserObject(spec, value, folder)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` where a known name is close to `name`, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _import_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
@@ -119,7 +113,7 @@ def _attribute(module: ModuleType, name: str, spec: str) -> Any:
     for part in name.split("."):
         if not hasattr(value, part):
             public = [known for known in dir(value) if not known.startswith("_")]
-            raise UsageError(f"{spec}: there is no {part!r} in it{suggestion(part, public)}")
+            raise UsageError(f"{spec}: there is no {part!r} in it{did_you_mean(part, public)}")
         value = getattr(value, part)
     return value
 

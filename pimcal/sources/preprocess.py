@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pimcal.errors import DataError, UsageError
-from pimcal.sources.objects import UserObject, resolve, suggestion
+from pimcal.sources.objects import UserObject, resolve
+from pimcal.suggest import did_you_mean
 
 Preprocess = Callable[[Tensor], Tensor]
 
@@ -65,7 +66,7 @@ def load_preprocess(spec: str) -> Preprocess:
         return _BUILT_IN[spec]
     if ":" not in spec:
         raise UsageError(
-            f"there is no preprocess {spec!r}{suggestion(spec, _BUILT_IN)} (known: {', '.join(_BUILT_IN)}; "
+            f"there is no preprocess {spec!r}{did_you_mean(spec, _BUILT_IN)} (known: {', '.join(_BUILT_IN)}; "
             "name your own as pkg.mod:name or file.py:name)"
         )
     source = resolve(spec)

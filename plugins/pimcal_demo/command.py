@@ -39,7 +39,7 @@ def _run(seed: int) -> Findings:
     from pimcal_demo.experiment import CELLS, run
     from pimcal_report.plots import require_matplotlib
 
-    require_matplotlib()  # before the work, not after it
+    require_matplotlib(extra="demo")  # before the work, not after it
     torch.set_num_threads(1)  # so small a network gains nothing from more, and on a busy machine they cost tenfold
     with progress_bar("noise levels x methods", CELLS) as progress:
         return run(seed, progress)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pimcal.errors import StorageError
-from pimcal.files import write_atomically
 from pimcal.sweep import Cell
 from pimcal_demo.experiment import METHODS, SHOWN_ETA0, SHOWN_NOISE, Findings
+from pimcal_demo.folder import replace_together
 from pimcal_demo.story import NOISE_NAMES, by_level, sentences, table
-from pimcal_report.plots import Panel, divergence_plot, metric_plot
+from pimcal_report.plots import Panel, divergence_figure, metric_figure, png
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN = f"{NOISE_NAMES[SHOWN_NOISE]} {SHOWN_ETA0:g}"
 _PANELS = {
     "mul": ("MUL: noise in proportion to each weight", "mean noise level eta0, as a share of each weight"),
-    "add": ("ADD: the same noise on every weight", "mean noise level eta0, in weight units"),
+    "add": ("ADD: noise of one size on every weight", "mean noise level eta0, in weight units"),
 }
 
 
@@ -29,30 +29,25 @@ def write_report(findings: Findings, out: Path) -> None:
 
     Raises MissingExtraError without matplotlib, StorageError where the folder cannot be written.
     """
-    replace_together(
-        out,
-        {
-            "accuracy.png": accuracy_picture(findings),
-            "divergence.png": divergence_plot(
-                findings.before,
-                findings.after,
-                f"Shift of the activations at {_SHOWN}, before and after paired calibration",
-            ),
-            "demo.json": json.dumps(_everything(findings), indent=2).encode(),
-            "report.md": markdown(findings).encode(),
-        },
-    )
+    shift = f"Shift of the activations at {_SHOWN}, before and after paired calibration"
+    files = {
+        "accuracy.png": png(accuracy_figure(findings)),
+        "divergence.png": png(divergence_figure(findings.before, findings.after, shift)),
+        "demo.json": json.dumps(_everything(findings), indent=2).encode(),
+        "report.md": markdown(findings).encode(),
+    }
+    replace_together(out, files)
 
 
-def accuracy_picture(findings: Findings) -> bytes:
-    """A PNG: accuracy against noise for each method, a panel for each kind of noise."""
+def accuracy_figure(findings: Findings) -> Figure:
+    """Accuracy against noise for each method, a panel for each kind of noise."""
     panels = []
     for noise, cells in findings.cells.items():
         lines: dict[str, dict[float, list[float]]] = {method: {} for method in METHODS}
         for cell in cells:
             lines[cell.method][cell.setting["device.eta0"]] = [cell.value]
         panels.append(Panel(*_PANELS[noise], lines))
-    return metric_plot(panels, findings.clean)
+    return metric_figure(panels, findings.clean)
 
 
 def as_json_object(findings: Findings) -> dict[str, Any]:
@@ -110,33 +105,9 @@ those that calibration used, the same at every level.
 
 ![KL and JS divergence of each layer's activations](divergence.png)
 
-How far the distribution of each layer's activations (behind BatchNorm, where one follows) is from that on digital hardware, at {_SHOWN},
-on the held-out digits: 0 is no difference, JS is at most ln 2 = 0.69 nats.
+How far the distribution of each layer's activations (behind BatchNorm, where one follows) is from that on digital
+hardware, at {_SHOWN}, on the held-out digits: 0 is no difference, JS is at most ln 2 = 0.69 nats.
+`paired` corrects BatchNorm, and none follows the last layer, `head`: its shift stays (`affine` would take it, too).
 
 All figures are of one simulated device, seed {findings.seed}; `demo.json` has them unrounded.
 """
-
-
-def replace_together(out: Path, files: Mapping[str, bytes]) -> None:
-    """Put `files` into the folder `out`, all of them or none, even where Ctrl-C or a full disk comes between.
-
-    Raises StorageError; the folder is as it was then.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            staged = [Path(folder) / name for name in files]
-            for path in staged:
-                write_atomically(path, files[path.name])
-            with ThreadPoolExecutor(max_workers=1) as mover:  # Ctrl-C interrupts the main thread only
-                mover.submit(_move, staged, out).result()
-    except (OSError, StorageError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        reason = getattr(cause, "strerror", None) or error
-        raise StorageError(f"cannot write the report to {out}: {reason}; nothing was changed there") from error
-
-
-def _move(files: list[Path], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for file in files:
-        file.replace(folder / file.name)

@@ -1,4 +1,4 @@
-"""Plots as PNG: a metric against a setting for each method, and divergence layer by layer.
+"""Plots: a metric against a setting for each method, and divergence layer by layer.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers differ in shape and size, so that
 methods with equal values stay visible inside one another.
@@ -56,8 +56,8 @@ _STYLES = {
 _OTHER = _Style("#7F7F7F", "P", 7, 1.5)
 
 
-def metric_plot(panels: Sequence[Panel], clean: float, metric: str = "accuracy") -> bytes:
-    """A PNG with a diagram for each panel: means over seeds as lines, minimum to maximum as a band.
+def metric_figure(panels: Sequence[Panel], clean: float, metric: str = "accuracy") -> Figure:
+    """A diagram for each panel: means over seeds as lines, minimum to maximum as a band.
 
     `clean`: the metric on digital hardware, a dashed line. The x axis is logarithmic where positive values span a
     decade. Raises MissingExtraError without matplotlib.
@@ -75,12 +75,12 @@ def metric_plot(panels: Sequence[Panel], clean: float, metric: str = "accuracy")
         axis.set_ylabel(f"{metric} in %" if metric in _FRACTIONS else metric)
         if metric in _FRACTIONS:
             axis.set(ylim=(0, 105), yticks=range(0, 101, 20))
-    _legend_below(figure, axes.flat[0], len(panels))
-    return _png(figure)
+    _legend_below(figure, axes.flat[0], columns=3 if len(panels) == 1 else 6)
+    return figure
 
 
-def divergence_plot(before: Mapping[str, Divergence], after: Mapping[str, Divergence], title: str) -> bytes:
-    """A PNG of each layer's KL and JS divergence (nats) from the digital activations, before and after calibration.
+def divergence_figure(before: Mapping[str, Divergence], after: Mapping[str, Divergence], title: str) -> Figure:
+    """Each layer's KL and JS divergence (nats) from the digital activations, before and after calibration.
 
     `before` and `after` name the same layers, in the model's order. Raises MissingExtraError without matplotlib.
     """
@@ -90,25 +90,35 @@ def divergence_plot(before: Mapping[str, Divergence], after: Mapping[str, Diverg
     _pairs(lower, [(before[name].js, after[name].js) for name in before])
     upper.set(ylabel="KL divergence in nats")
     upper.set_title(title, loc="left", fontsize=11)
-    upper.legend(frameon=False, loc="upper left", ncols=2)
+    _legend_below(figure, upper, columns=2)
     lower.set(ylabel="JS divergence in nats", xlabel="layer, from input to output")
     lower.set_xticks(range(len(before)), list(before), rotation=90, fontsize=8)
     for axis in (upper, lower):
         axis.set_xlim(-0.7, len(before) - 0.3)
-    return _png(figure)
+    return figure
 
 
-def require_matplotlib() -> type[Figure]:
-    """Matplotlib's figure class. Raises MissingExtraError where it is not installed: call it before long work."""
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def require_matplotlib(extra: str = "report") -> type[Figure]:
+    """Matplotlib's figure class; call it before long work.
+
+    Raises MissingExtraError where matplotlib is not installed; `extra` is the extra of pimcal to name.
+    """
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps global state and may want a display
     except ImportError as error:
-        raise MissingExtraError("plots", "matplotlib", "report") from error
+        raise MissingExtraError("plots", "matplotlib", extra) from error
     return Figure
 
 
 def _figure(width_in: float, height_in: float) -> Figure:
-    return require_matplotlib()(figsize=(width_in, height_in), layout="constrained")
+    return require_matplotlib()(figsize=(width_in, height_in), dpi=_DPI, layout="constrained")
 
 
 def _draw(axis: Axes, panel: Panel, clean: float, scale: float) -> None:
@@ -171,13 +181,6 @@ def _plain(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def _legend_below(figure: Figure, axis: Axes, panels: int) -> None:
+def _legend_below(figure: Figure, axis: Axes, columns: int) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    columns = 3 if panels == 1 else len(labels)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pimcal.files import write_atomically
-from pimcal_report.plots import Panel, metric_plot
+from pimcal_report.plots import Panel, metric_figure, png
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,15 @@ Row = dict[str, Any]
 def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
     """Write `sweep.png` to the folder `out`; where no setting is numeric there is nothing to draw, and it says so.
 
-    `table`: `rows` of `{setting.., method, seed, value}`, and `clean` and `metric`.
+    `table`: `rows` of `{setting.., method, seed, value}`, `clean`, and the `metric`'s name.
     Raises MissingExtraError without matplotlib, StorageError where the file cannot be written.
     """
     panels = sweep_panels(table["rows"])
     if not panels:
         logger.warning("no plot: the sweep varies no numeric setting; add one, for example --set device.eta0=0.1,0.2")
         return
-    write_atomically(out / "sweep.png", metric_plot(panels, table["clean"], table.get("metric", "accuracy")))
+    figure = metric_figure(panels, table["clean"], table["metric"])
+    write_atomically(out / "sweep.png", png(figure))
 
 
 def sweep_panels(rows: Sequence[Row]) -> list[Panel]:

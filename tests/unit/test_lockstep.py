@@ -1,9 +1,11 @@
 """Batches that wait for one another: order, values, and that nobody is left behind."""
 
-import threading
+import contextlib
+import gc
 
 import pytest
 import torch
+from greenlet import GreenletExit, greenlet
 
 from pimcal.calibration.lockstep import Lockstep
 
@@ -21,9 +23,9 @@ class Log:
 
 @pytest.fixture(autouse=True)
 def nobody_left_behind():
-    before = threading.active_count()
     yield
-    assert threading.active_count() == before
+    gc.collect()
+    assert not [stack for stack in gc.get_objects() if type(stack) is greenlet and stack and stack.parent]
 
 
 @pytest.mark.parametrize("batches", [1, 2, 5])
@@ -139,19 +141,59 @@ def test_a_model_that_calls_its_layers_while_it_is_unwound_does_not_hang():
         lockstep.run(model, [torch.tensor(i) for i in range(3)])
 
 
-def test_a_thread_that_cannot_be_started_leaves_no_other_behind(monkeypatch):
-    start, started = threading.Thread.start, []
+def test_a_failure_while_one_batch_is_unwound_leaves_no_other_behind():
+    lockstep, unwound = Lockstep(Log()), []
 
-    def limited(thread):
-        if len(started) == 2:
-            raise RuntimeError("can't start new thread")
-        started.append(thread)
-        start(thread)
+    def model(x):
+        try:
+            lockstep.meet("a", x)
+            raise ValueError("bad image")
+        finally:
+            unwound.append(int(x))
+            if x == 1:
+                raise OSError("cannot tidy up")
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(OSError, match="cannot tidy up") as caught:
+        lockstep.run(model, [torch.tensor(i) for i in range(4)])
+    assert sorted(unwound) == [0, 1, 2, 3]
+    assert isinstance(caught.value.__context__, GreenletExit)
 
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        Lockstep(Log()).run(lambda x: None, [1, 2, 3, 4])
+
+def modes():
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [torch.enable_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), contextlib.nullcontext],
+    ids=["grad", "inference", "autocast", "none"],
+)
+@pytest.mark.parametrize("outside", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("failing", [False, True])
+def test_torchs_modes_belong_to_each_batch(mode, outside, failing):
+    lockstep, seen = Lockstep(Log()), []
+
+    def model(x):
+        seen.append(("outside", modes()))
+        with mode():
+            for point in "ab":
+                seen.append(("inside", modes()))
+                lockstep.meet(point, x)
+            seen.append(("inside", modes()))
+            if failing and x == 1:
+                raise ValueError("bad image")
+        seen.append(("outside", modes()))
+        lockstep.meet("c", x)
+        seen.append(("outside", modes()))
+
+    with outside():
+        before = modes()
+        with contextlib.suppress(ValueError):
+            lockstep.run(model, [torch.tensor(i) for i in range(3)])
+        assert modes() == before
+
+    for where in ("outside", "inside"):
+        assert len({found for place, found in seen if place == where}) == 1
 
 
 def test_no_gradients_are_recorded():

@@ -574,3 +574,12 @@ def test_any_bytes_end_in_a_profile_or_a_pimcal_error(data: bytes, write: Write)
 @given(st.text(max_size=40) | st.lists(words, max_size=6).map("=".join))
 def test_any_override_ends_in_a_profile_or_a_pimcal_error(text: str) -> None:
     assert outcome(lambda: load("gaussian_mul", dict([parse_override(text)])))
+
+
+def test_hardware_hash_follows_the_hardware_and_not_the_procedure() -> None:
+    profile = load("gaussian_mul")
+    procedure = profile.with_overrides({"calibration.images": 8, "gate.max_drop": 0.1, "recalibration.every": "1h"})
+    assert procedure.hardware_hash == profile.hardware_hash
+    assert procedure.hash != profile.hash
+    for key, value in {"device.eta0": 0.5, "references.offset": 2, "io.input_bits": 4, "host": ["fc"]}.items():
+        assert profile.with_overrides({key: value}).hardware_hash != profile.hardware_hash, key

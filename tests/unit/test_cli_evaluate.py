@@ -1,0 +1,123 @@
+"""`pimcal evaluate`, from options to what is printed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pimcal
+from pimcal.sources.objects import resolve
+
+NOISE = ("-O", "device.eta0=0.3")
+
+
+def images_and_labels(lab):
+    with np.load(lab.folder / "images.npz") as archive:
+        return torch.from_numpy(archive["images"]), torch.from_numpy(archive["labels"])
+
+
+def test_json_has_the_promised_keys_and_the_true_cost(lab, pimcal_run):
+    found = pimcal_run("evaluate", *lab.on("ideal"), "--json").json
+    assert {"metric", "value", "images", "mvms", "seconds"} <= found.keys()
+    each = 3 * 36 + 1  # three convolutions on 6 x 6 positions, and one linear layer
+    assert (found["metric"], found["value"], found["images"], found["mvms"]) == ("accuracy", 1.0, 400, 400 * each)
+    assert found["seconds"] > 0
+
+
+def test_value_is_the_accuracy_that_the_python_interface_gives(lab, pimcal_run):
+    value = pimcal_run("evaluate", *lab.on(), *NOISE, "--batch-size", "100", "--json").json["value"]
+
+    model = resolve(f"{lab.network}:net").make()
+    model.load_state_dict(load_file(lab.weights))
+    images, labels = images_and_labels(lab)
+    with pimcal.open_device("gaussian_mul", {"device.eta0": 0.3}) as device, torch.no_grad():
+        net = pimcal.deploy(model.eval(), device)
+        right = sum(int((net(x).argmax(1) == y).sum()) for x, y in zip(images.split(100), labels.split(100)))  # noqa: B905
+    assert value == right / 400 < 0.7
+
+
+def test_json_goes_to_stdout_alone_and_the_rest_to_stderr(lab, pimcal_run):
+    command = [sys.executable, "-m", "pimcal", "calibrate", *lab.on(), *NOISE, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[0], done.stdout[-2:]) == (0, "{", "}\n")
+    assert done.stderr.startswith("calibrating with 64 images")
+    here = pimcal_run("calibrate", *lab.on(), *NOISE, "--json")
+    unlike = {"seconds"}
+    ours, theirs = here.json, pimcal_run("calibrate", *lab.on(), *NOISE, "--json").json
+    assert {k: v for k, v in ours.items() if k not in unlike} == {k: v for k, v in theirs.items() if k not in unlike}
+
+
+def test_people_get_the_value_in_percent_and_the_cost(lab, pimcal_run):
+    done = pimcal_run("evaluate", *lab.on("ideal"), "--images", "100")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines()[0] == "accuracy 100.00 % on ideal (100 images)"
+    assert done.out.splitlines()[1].startswith("10,900 MVMs in ")
+
+
+def test_one_seed_gives_one_value_and_another_seed_another(lab, pimcal_run):
+    def value(*more):
+        return pimcal_run("evaluate", *lab.on(), *NOISE, "--metric", "mse", "--json", *more).json["value"]
+
+    assert value("--seed", "3") == value("--seed", "3") == value("-O", "device.seed=3")
+    assert len({value("--seed", str(seed)) for seed in range(4)}) == 4
+
+
+def test_seed_is_taken_by_devices_that_draw_nothing(lab, pimcal_run):
+    assert pimcal_run("evaluate", *lab.on("ideal"), "--seed", "5", "--json").json["value"] == 1.0
+
+
+def test_overrides_reach_the_device_and_the_last_of_one_key_counts(lab, pimcal_run):
+    def value(*overrides):
+        options = [part for override in overrides for part in ("-O", override)]
+        return pimcal_run("evaluate", *lab.on(), *options, "--json").json["value"]
+
+    assert value("device.eta0=0") == 1.0
+    assert value("device.eta0=0", "device.eta0=0.3") == value("device.eta0=0.3") < 0.7
+    assert value("device.eta0=0.3", 'host=["*"]', "host=[0, 3, 6]") > value("device.eta0=0.3")
+
+
+def test_images_limits_how_many_are_used(lab, pimcal_run):
+    found = pimcal_run("evaluate", *lab.on("ideal"), "--images", "70", "--json").json
+    assert (found["images"], found["mvms"]) == (70, 70 * 109)
+
+
+def test_without_labels_the_metric_is_agreement_with_the_digital_model(lab, pimcal_run, tmp_path):
+    images, _ = images_and_labels(lab)
+    np.savez(tmp_path / "bare.npz", images=images.numpy())
+    bare = ["evaluate", *lab.on(data=False), "--data", f"npz:{tmp_path / 'bare.npz'}"]
+    found = pimcal_run(*bare, *NOISE, "--json").json
+    assert found["metric"] == "agreement"
+    assert found["value"] == pimcal_run("evaluate", *lab.on(), *NOISE, "--json").json["value"]  # labels are the model's
+    refused = pimcal_run(*bare, "--metric", "accuracy")
+    assert refused.code == 65
+    assert "needs labels and the data has none; use metric 'agreement'" in refused.err
+
+
+def test_a_metric_of_ones_own_is_used(lab, pimcal_run):
+    found = pimcal_run("evaluate", *lab.on("ideal"), "--metric", f"{lab.network}:minus_accuracy", "--json").json
+    assert (found["metric"], found["value"]) == (f"{lab.network}:minus_accuracy", -1.0)
+
+
+def test_record_is_applied_and_reported(lab, pimcal_run):
+    plain = pimcal_run("evaluate", *lab.on(), *NOISE, "--json").json
+    pimcal_run("calibrate", *lab.on(), *NOISE, "--out", "made.safetensors")
+    found = pimcal_run("evaluate", *lab.on(), *NOISE, "--record", "made.safetensors", "--json").json
+    assert (plain["record"], found["record"]) == (None, "made.safetensors")
+    assert found["value"] > plain["value"] + 0.1
+
+
+@pytest.mark.parametrize("changed", ["weights", "profile", "seed"])
+def test_record_of_another_model_or_device_is_refused(lab, pimcal_run, changed):
+    pimcal_run("calibrate", *lab.on(), *NOISE, "--out", "made.safetensors")
+    options, said = {
+        "weights": ([*lab.on(data=False)[:4], "--data", lab.data, *NOISE], "was made for a model with hash"),
+        "profile": (lab.on(), "made elsewhere (profile_hash"),
+        "seed": ([*lab.on(), *NOISE, "--seed", "1"], "device: gaussian-mul-7 there, gaussian-mul-1 here"),
+    }[changed]
+    done = pimcal_run("evaluate", *options, "--record", "made.safetensors")
+    assert (done.code, done.out) == (65, "")
+    assert said in done.err
+    assert "calibrate again" in done.err
