@@ -7,18 +7,28 @@ A device layer's correction is {"gain": [channels], "offset": [channels]}: gain 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pimcal.errors import DataError
-from pimcal.layers import ChannelCorrection
-
-if TYPE_CHECKING:
-    from pimcal.deployment import Deployment
+from pimcal.layers import ChannelCorrection, LayerForward
 
 Corrections = dict[str, dict[str, Tensor]]
+
+
+class Correctable(Protocol):
+    """What corrections are put on: a network on a device, with its digital reference (a `Deployment`)."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def reference(self) -> nn.Module: ...
+
+    @property
+    def layers(self) -> Mapping[str, LayerForward]: ...
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -38,7 +48,7 @@ def set_statistics(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
         norm.running_var.copy_(var)  # type: ignore[operator]
 
 
-def set_corrections(net: Deployment, corrections: Corrections) -> None:
+def set_corrections(net: Correctable, corrections: Corrections) -> None:
     """Put exactly `corrections` in force: every module that they do not name gets its digital values back.
 
     Raises DataError, before anything is changed, where they name a module or a shape that the network lacks.
@@ -56,7 +66,7 @@ def set_corrections(net: Deployment, corrections: Corrections) -> None:
         layer.correction = None if found is None else ChannelCorrection(found["gain"], found["offset"])
 
 
-def corrections_in_force(net: Deployment) -> Corrections:
+def corrections_in_force(net: Correctable) -> Corrections:
     """What `set_corrections` would need to bring back the present state: all statistics, gains and offsets."""
     found: Corrections = {
         name: {"mean": norm.get_buffer("running_mean").clone(), "var": norm.get_buffer("running_var").clone()}
@@ -68,7 +78,7 @@ def corrections_in_force(net: Deployment) -> Corrections:
     return found
 
 
-def _check(net: Deployment, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
+def _check(net: Correctable, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
     for name, values in corrections.items():
         if name in norms:
             keys, shape = {"mean", "var"}, tuple(norms[name].get_buffer("running_mean").shape)

@@ -16,7 +16,7 @@ from pimcal.backend import Capabilities
 from pimcal.corrections import Corrections, corrections_in_force, load_corrections, set_corrections
 from pimcal.device import Device
 from pimcal.errors import ConfigError, DataError, UsageError
-from pimcal.events import BatchServed, RecordActivated, RecordReverted, emit
+from pimcal.events import BatchServed, RecordActivated, RecordReverted
 from pimcal.fingerprint import model_hash
 from pimcal.layers import Converters, DeviceMatrix, LayerForward
 from pimcal.matrices import MatrixView, as_float32
@@ -25,6 +25,7 @@ from pimcal.placement_report import Placement, report
 from pimcal.quantize import largest_code
 from pimcal.record import Record, check_fits
 from pimcal.references import ReferenceColumns
+from pimcal.registry import emit
 from pimcal.survey import Candidate, check_initialized, survey
 from pimcal.tile_array import TileArray
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pimcal import registry
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -51,8 +49,3 @@ class SweepFinished(Event):
 
     table: dict[str, Any]
     out: Path
-
-
-def emit(event: Event) -> None:
-    """Tell every plugin that listens."""
-    registry.default().notify(event)

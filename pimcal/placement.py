@@ -178,5 +178,5 @@ def _too_large(shape: MatrixShape, limits: Limits) -> str:
     return (
         f"layer {shape.name}: its matrix ({groups}{shape.rows} x {shape.cols}) is larger than the whole device "
         f"({limits.tiles} tiles of {rows} x {cols}, {limits.references} reference columns each); "
-        f"keep it digital with `host: [{shape.name}]`, or use a device with more tiles"
+        f'keep it digital with `host: ["{shape.name}"]`, or use a device with more tiles'
     )

@@ -47,11 +47,19 @@ class Placement:
         return None if None in known else sum(m for m in known if m is not None)
 
     def with_positions(self, positions: Mapping[str, int]) -> Placement:
-        """The same with the products per input filled in, from how many vectors one input gives each layer."""
-        rows = (
+        """The same with the products per input filled in, from how many vectors one input gives each layer.
+
+        Notes name the layers that the input did not reach: a model's own code may use a layer's weights without
+        calling the layer, and then computes that product digitally.
+        """
+        rows = tuple(
             replace(row, mvms=row.blocks * positions.get(row.name, 0)) if row.on_device else row for row in self.layers
         )
-        return replace(self, layers=tuple(rows))
+        idle = [row.name for row in rows if row.mvms == 0]
+        notes = tuple(
+            f"{name}: placed, but not called by this input; if its weights are used, then digitally" for name in idle
+        )
+        return replace(self, layers=rows, notes=(*self.notes, *notes))
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mvms": self.mvms}

@@ -325,3 +325,8 @@ def plugins() -> list[str]:
 def metrics() -> dict[str, Metric]:
     """See `Registry.metrics`."""
     return default().metrics()
+
+
+def emit(event: Event) -> None:
+    """Tell every plugin that listens."""
+    default().notify(event)

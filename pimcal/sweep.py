@@ -94,14 +94,22 @@ def sweep(
 
     `settings`: profile keys (as for overrides) and their values; seeds are put in `device.seed`. `calibration` gives
     the calibration batches for a recipe. Each cell has a device of its own, so that its order does not matter.
+
+    Raises ProfileError, before the first run, for a setting that does not fit the profile.
     """
+    jobs = [
+        (setting, seed, recipe, _changed(profile, setting, seed, recipe))
+        for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes)
+    ]  # all profiles first, so that a wrong value shows before any work
     cells = []
-    for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes):
-        changed = with_seed(profile.with_overrides(setting), seed)
-        cell = _run(model, with_references(changed, recipe.references), recipe, data, calibration, metric)
-        cells.append(Cell(setting, recipe.name, seed, *cell))
+    for setting, seed, recipe, changed in jobs:
+        cells.append(Cell(setting, recipe.name, seed, *_run(model, changed, recipe, data, calibration, metric)))
         on_cell(cells[-1])
     return cells
+
+
+def _changed(profile: Profile, setting: Mapping[str, Any], seed: int, recipe: Recipe) -> Profile:
+    return with_references(with_seed(profile.with_overrides(setting), seed), recipe.references)
 
 
 def _run(

@@ -32,9 +32,9 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:
-    """Call a model with a batch's inputs, on `device`, without gradients."""
+    """Call a model with a batch's inputs, on `device`, without gradients and torch's shortcuts around its layers."""
     args, kwargs, _ = split_batch(batch)
-    with torch.no_grad():
+    with torch.no_grad(), own_attention():
         return model(*moved(args, device), **moved(kwargs, device))
 
 
@@ -43,23 +43,30 @@ def clean_statistics(
 ) -> CleanStatistics:
     """Run the reference over `batches`; measure normalisations' inputs and, if `layers`, device layers' outputs."""
     found = CleanStatistics()
-    outputs: dict[int, tuple[Tensor, str]] = {}  # by id, with the tensor kept alive so that ids stay unique
+    # by id and version; the tensor is kept alive so that ids stay unique
+    outputs: dict[tuple[int, int], tuple[Tensor, str]] = {}
     counter, batch_number = CallCounter(), 0
 
     def tap(point: Point, tensor: Tensor) -> Tensor:
-        if point.is_norm and id(tensor) in outputs:
-            found.follows[point.name] = outputs[id(tensor)][1]
+        identity = id(tensor), _version(tensor)
+        if point.is_norm and identity in outputs:
+            found.follows[point.name] = outputs[identity][1]
         if not point.is_norm:
             outputs.clear()  # only the last layer's output can go straight into the next normalisation
-            outputs[id(tensor)] = (tensor, point.name)
+            outputs[identity] = (tensor, point.name)
         if point.is_norm or layers:
             occasion = (counter.next(point.name), batch_number)
             found.moments.setdefault(point.name, {})[occasion] = moments(tensor, point.channel_dim)
         return tensor
 
-    with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap), own_attention():
+    with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap):
         for batch_number, batch in enumerate(batches):
             counter = CallCounter()
             call_with(net.reference, batch, device_of(net))
             progress(batch_number + 1)
     return found
+
+
+def _version(tensor: Tensor) -> int:
+    """Grows with every change in place, for example by an activation between a layer and its normalisation."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from pimcal.calibration.clean import call_with, device_of
+from pimcal.attention import own_attention
 from pimcal.calibration.moments import Moments, moments, moving_average, paired_statistics
 from pimcal.calibration.points import Point, norm_points, tapped
 from pimcal.corrections import Corrections, norms_of, set_statistics
@@ -89,8 +89,8 @@ class DynamicCalibration:
         self._clean = {}
         if float(torch.rand((), generator=self.generator)) < self.share:
             found: dict[str, Moments] = {}
-            with tapped(self.net.reference, norm_points(self.net), _collect(found)):
-                call_with(self.net.reference, kwargs or (args, None), device_of(self.net))
+            with tapped(self.net.reference, norm_points(self.net), _collect(found)), torch.no_grad(), own_attention():
+                self.net.reference(*args, **kwargs)
             self._clean = found
 
     def _compare(self, point: Point, tensor: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from pimcal.calibration.methods import Method, Progress, find_corrections
 from pimcal.corrections import Corrections
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
-from pimcal.events import CalibrationFinished, emit
+from pimcal.events import CalibrationFinished
 from pimcal.record import Provenance, Record
+from pimcal.registry import emit
 
 
 def calibrate(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimcal import registry
 from pimcal.cli import options as o
 from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
 from pimcal.errors import MissingExtraError, UsageError
@@ -144,7 +145,7 @@ def _calibration(
 
 
 def _write(table: dict[str, Any], out: Path) -> None:
-    from pimcal.events import SweepFinished, emit
+    from pimcal.events import SweepFinished
     from pimcal.files import write_atomically
 
     buffer = io.StringIO()
@@ -154,7 +155,7 @@ def _write(table: dict[str, Any], out: Path) -> None:
     write_atomically(out / "sweep.csv", buffer.getvalue().encode())
     write_atomically(out / "sweep.json", json.dumps(table, indent=2).encode())
     try:
-        emit(SweepFinished(table, out))
+        registry.emit(SweepFinished(table, out))
     except MissingExtraError as error:
         note(f"no plot: {error}")
 

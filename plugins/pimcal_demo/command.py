@@ -19,11 +19,11 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")] = False,
 ) -> None:
     """Put a trained network on a noisy simulated device, calibrate it, and write a report with two pictures."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
     from pimcal.cli.output import print_json
     from pimcal_demo.report import as_json_object, write_report
 
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder")
     findings = _run(seed)
     write_report(findings, out)
     if as_json:

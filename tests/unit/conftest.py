@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-NETWORK = '''
+NETWORK = """
 import torch
 from torch import nn
 
@@ -34,7 +34,7 @@ def without_product():
 
 def minus_accuracy(outputs, labels):
     return -float((outputs.argmax(1) == labels).float().mean())
-'''
+"""
 
 
 @dataclass(frozen=True)

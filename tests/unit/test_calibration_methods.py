@@ -330,6 +330,16 @@ def test_affine_folds_into_a_norm_that_follows(open_backend):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU(inplace=True)])
+def test_affine_corrects_a_layer_with_an_activation_before_its_norm(open_backend, between):
+    model = nn.Sequential(nn.Linear(6, 8), between, nn.BatchNorm1d(8)).eval()
+
+    record = pimcal.calibrate(pimcal.deploy(model, open_backend("gaussian", MUL)), [images(32, 6)], "affine")
+
+    assert set(record.corrections) == {"0", "2"}
+
+
+@torch.no_grad()
 def test_pairing_follows_control_flow_that_depends_on_the_images(open_backend):
     net = pimcal.deploy(Branching().eval(), open_backend("gaussian", {**MUL, "device.sigma_spatial": 0.0}))
     bright, dark = images(40, 6) + 1, images(40, 6) - 1

@@ -112,7 +112,7 @@ def test_without_matplotlib_the_tables_are_written_and_the_extra_is_named(lab, p
         (("--set", "device.eta0="), 2, "--set 'device.eta0='"),
         (("--set", "device.eta0=0.1,,0.2"), 2, "no value"),
         ((*SETTING, "--set", "device.eta0=0.5"), 2, "--set device.eta0 is given twice"),
-        (("--set", "device.eta=0.1"), 78, "-O device.eta=0.1: unknown key; did you mean 'eta0'?"),
+        (("--set", "device.eta=0.1"), 78, "-O device.eta=0.1: unknown key; did you mean 'device.eta0'?"),
         (("--set", "device.eta0=0.1,high"), 78, "-O device.eta0=high: must be a valid number"),
         (("--seeds", "0"), 2, "--seeds"),
         (("--images", "400", "--methods", "paired"), 65, "400 images are too few to set 400 apart"),

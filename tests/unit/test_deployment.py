@@ -320,7 +320,7 @@ def test_a_model_that_stays_on_the_host_as_a_whole_is_refused_with_the_reasons(o
 def test_a_layer_larger_than_the_device_is_refused(open_backend):
     device = open_backend("ideal", {"tiles.count": 1, "tiles.rows": 18, "tiles.cols": 4})
 
-    with pytest.raises(ConfigError, match=r"layer 7: its matrix \(36 x 3\).*host: \[7\]") as caught:
+    with pytest.raises(ConfigError, match=r'layer 7: its matrix \(36 x 3\).*host: \["7"\]') as caught:
         pimcal.deploy(cnn(), device)
     assert caught.value.exit_code == 78
 

@@ -119,7 +119,7 @@ def test_a_network_larger_than_the_device_takes_turns():
 
 
 def test_a_layer_larger_than_the_whole_device_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"layer fc: its matrix \(9 x 4\).*2 tiles of 4 x 4.*host: \[fc\]") as caught:
+    with pytest.raises(ConfigError, match=r'fc: its matrix \(9 x 4\).*2 tiles of 4 x 4.*host: \["fc"\]') as caught:
         place([MatrixShape("fc", 1, 9, 4)], Limits(2, 4, 4))
     assert caught.value.exit_code == 78
 
