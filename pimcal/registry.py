@@ -16,7 +16,6 @@ from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import pluggy
-from pydantic import BaseModel
 
 from pimcal import hookspecs
 from pimcal.errors import ConfigError, MissingExtraError, PimcalError
@@ -25,6 +24,7 @@ from pimcal.suggest import did_you_mean
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
 
+    from pydantic import BaseModel
     from typer import Typer
 
     from pimcal.backend import Backend
@@ -194,6 +194,8 @@ class Registry:
         offered: dict[str, Registration] = {}
 
         def register(*, name: str, backend: type[Backend] | str, settings: type[BaseModel]) -> None:
+            from pydantic import BaseModel
+
             if not (isinstance(settings, type) and issubclass(settings, BaseModel)):
                 raise ConfigError(f"backend '{name}' ({origin}): settings must be a pydantic model, not {settings!r}")
             other = offered.get(name) or self._registrations.get(name)

@@ -29,6 +29,15 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Progress = Callable[[int], None]
 
 
+def default_batch_size(method: str) -> int:
+    """Images in a calibration batch, unless the profile says otherwise.
+
+    What is measured over all batches together gains from many small ones, each with a noise draw of its own; `ema`
+    takes each batch's variance by itself, and needs larger ones.
+    """
+    return 64 if method == "ema" else 16
+
+
 def find_corrections(
     net: Deployment, batches: Sequence[Any], method: Method, *, momentum: float, progress: Progress
 ) -> Corrections:

@@ -159,10 +159,11 @@ def _run(
     from pimcal.calibration.divergence import divergences
     from pimcal.calibration.estimate import estimate
     from pimcal.calibration.gate import gate
+    from pimcal.calibration.methods import default_batch_size
 
     settings = net.device.profile
     chosen: Any = method or settings.calibration.method
-    batches = list(images.calibration.resized(settings.calibration.batch_size))
+    batches = list(images.calibration.resized(settings.calibration.batch_size or default_batch_size(chosen)))
     cost = estimate(net, batches[0], images.calibration.images, chosen)
     seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
     note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")

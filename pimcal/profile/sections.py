@@ -48,7 +48,9 @@ class Calibration(Section):
 
     method: Literal["paired", "affine", "pooled", "ema"] = "paired"
     images: PositiveInt = Field(64, description="calibration images")
-    batch_size: PositiveInt = Field(16, description="images in a batch; each batch sees a noise draw of its own")
+    batch_size: PositiveInt | None = Field(
+        None, description="images in a batch, each of which sees a noise draw of its own; left out: 64 for ema, else 16"
+    )
     momentum: Share = Field(0.999, description="ema only: share of the running value kept at each batch")
 
 

@@ -34,7 +34,7 @@ def cnn():
 
 
 def images(count=16):
-    return torch.randn(count, 2, 6, 6)
+    return torch.randn(count, 2, 6, 6) + 1.0  # noise shifts the means of what is not centred
 
 
 def statistics(model):
