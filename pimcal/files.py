@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pimcal.errors import StorageError
@@ -31,6 +33,32 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put `files` into `folder`, all of them or none, even where Ctrl-C or a full disk comes between.
+
+    Raises StorageError; the folder is as it was then.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as stage:
+            staged = [Path(stage) / name for name in files]
+            for path in staged:
+                write_atomically(path, files[path.name])
+            with ThreadPoolExecutor(max_workers=1) as mover:  # Ctrl-C interrupts the main thread only
+                mover.submit(_move, staged, folder).result()
+    except (OSError, StorageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = getattr(cause, "strerror", None) or error
+        raise StorageError(f"cannot write to {folder}: {reason}; nothing was changed there") from error
+
+
+def _move(files: list[Path], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        file.replace(folder / file.name)
+    _sync_folder(folder)
 
 
 def check_writable(folder: Path) -> None:

@@ -117,7 +117,10 @@ def check_fits(record: Record, model_hash: str, device: Device, *, force: bool =
     differing = [key for key, value in here.items() if getattr(made, key) != value]
     if differing and not force:
         told = "; ".join(f"{key}: {getattr(made, key)} there, {here[key]} here" for key in differing)
-        raise DataError(f"record {record.id} was made elsewhere ({told}); calibrate again, or apply it with force=True")
+        raise DataError(
+            f"record {record.id} was made elsewhere ({told}); "
+            "calibrate again, or apply it all the same (force=True, --force)"
+        )
 
 
 def differences(first: Record, second: Record) -> dict[str, Any]:

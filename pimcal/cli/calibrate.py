@@ -50,6 +50,7 @@ def calibrate(
         Path | None,
         typer.Option("--active", metavar="FILE", help="The record in force now, which the gate compares with."),
     ] = None,
+    force: o.Force = False,
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", min=0, help="Drop of the metric that the gate allows.")
     ] = None,
@@ -88,7 +89,7 @@ def calibrate(
     with open_device(subject.profile) as device:
         net = deploy(subject.model, device)
         if active is not None:
-            net.apply(Record.load(active))
+            net.apply(Record.load(active), force=force)
         verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
     path = verdict.record.save(out) if verdict.activated else None
     if as_json:

@@ -18,6 +18,7 @@ def evaluate(
     data: o.Data,
     weights: o.Weights = None,
     record: Annotated[Path | None, typer.Option("--record", help="Calibration record to apply first.")] = None,
+    force: o.Force = False,
     preprocess: o.Preprocess = "none",
     metric: o.MetricOption = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Images to use; left out: all.")] = None,
@@ -40,7 +41,7 @@ def evaluate(
     with open_device(subject.profile) as device:
         net = deploy(subject.model, device)
         if record is not None:
-            net.apply(Record.load(record))
+            net.apply(Record.load(record), force=force)
         with progress_bar("evaluating", batches.images) as progress:
             result = run(net, batches, o.choose_metric(metric, batches.has_labels), progress=progress)
     if as_json:

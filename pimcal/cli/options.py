@@ -60,6 +60,9 @@ Seed = Annotated[
     typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the simulated device and of torch."),
 ]
 TorchDevice = Annotated[str, typer.Option("--torch-device", metavar="DEVICE", help="cpu, cuda, cuda:1, ...")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Apply a record that was made for another device or profile all the same.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

@@ -149,14 +149,14 @@ def _calibration(
 
 def _write(table: dict[str, Any], out: Path) -> None:
     from pimcal.events import SweepFinished
-    from pimcal.files import write_atomically
+    from pimcal.files import replace_together
 
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(table["rows"][0]))
     writer.writeheader()
     writer.writerows(table["rows"])
-    write_atomically(out / "sweep.csv", buffer.getvalue().encode())
-    write_atomically(out / "sweep.json", json.dumps(table, indent=2).encode())
+    files = {"sweep.csv": buffer.getvalue(), "sweep.json": json.dumps(table, indent=2)}
+    replace_together(out, {name: text.encode() for name, text in files.items()})
     try:
         registry.emit(SweepFinished(table, out))
     except MissingExtraError as error:

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pimcal.files import replace_together
 from pimcal.sweep import Cell
 from pimcal_demo.experiment import METHODS, SHOWN_ETA0, SHOWN_NOISE, Findings
-from pimcal_demo.folder import replace_together
 from pimcal_demo.story import NOISE_NAMES, by_level, sentences, table
 from pimcal_report.plots import Panel, divergence_figure, metric_figure, png
 

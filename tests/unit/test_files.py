@@ -5,11 +5,12 @@ import stat
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from pimcal.errors import StorageError
-from pimcal.files import write_atomically
+from pimcal.files import replace_together, write_atomically
 
 
 def only(folder):
@@ -120,3 +121,27 @@ def test_a_file_where_a_folder_is_wanted_is_an_error_that_names_it(tmp_path):
 
     with pytest.raises(StorageError, match=r"cannot write .*record"):
         write_atomically(tmp_path / "file" / "record", b"content")
+
+
+def test_files_that_do_not_fit_on_the_disk_together_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("former")
+    script = (
+        "from pathlib import Path; from pimcal.files import replace_together\n"
+        "replace_together(Path('out'), {'a': b'small', 'b': bytes(1_000_000)})"
+    )
+    tight = ("sh", "-c", 'ulimit -f 200; exec "$@"', "sh")  # a limit on file size stands in for a full disk
+    done = subprocess.run(
+        [*tight, sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "StorageError: cannot write to out: File too large; nothing was changed there" in done.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"a": b"former"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_place_that_is_no_folder_for_several_files_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(StorageError, match="cannot write to"):
+            replace_together(out, {"a": b"new"})
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"mine"}
