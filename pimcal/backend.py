@@ -73,10 +73,18 @@ class Backend(ABC):
 
     @abstractmethod
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
-        """Multiply `inputs` ([n, rows], rows as programmed) by the tile: [n, cols]. The only hot call."""
+        """Multiply `inputs` ([n, rows], rows as programmed) by the tile: [n, cols]. The only hot call.
+
+        Inputs are on the CPU, unless the backend implements `to`: then they are where `to` sent it last. Devices
+        with converters of their own answer in product units: codes of weights times codes of inputs, in the
+        converter's steps and within its range.
+        """
 
     def new_batch(self) -> None:  # noqa: B027 - most devices have nothing to do here
-        """A new inference batch begins; simulators redraw their temporal noise, once per batch."""
+        """A new inference batch begins; simulators redraw their temporal noise, once per batch.
+
+        A calibration takes turns between its batches and calls this at every turn, so it may be called often.
+        """
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` of simulated time pass. Real devices have no such clock and refuse."""
@@ -95,7 +103,10 @@ class Backend(ABC):
         raise NotImplementedError(f"{type(self).__name__} announces no effective weights")
 
     def state_dict(self) -> dict[str, Any]:
-        """A simulator's whole state (tensors and plain values) so that it can be restored exactly."""
+        """A simulator's whole state (tensors and plain values) so that it can be restored exactly.
+
+        Tensors may come back on another torch device; `to` is called after `load_state_dict`.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027

@@ -226,7 +226,9 @@ class Deployment(nn.Module):
 def deploy(model: nn.Module, device: Device) -> Deployment:
     """Put `model` on `device`. The model itself is not changed and stays the digital reference.
 
-    Weights are programmed now. Layers that the profile's `host:` patterns name, and those that no device can
+    Weights are programmed now. Deploy again after changing the model: the digital reference shares its memory, while
+    the device keeps what was programmed. Other methods than the call itself want `with net.session():` around them.
+    Layers that the profile's `host:` patterns name, and those that no device can
     compute, stay digital: see `Deployment.placement`.
 
     Raises DataError for a model without a matrix product or with weights that are no numbers, ConfigError where a

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from pimcal import registry
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import DeviceUnavailableError
 from pimcal.profile import Profile, load_profile
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -56,8 +56,12 @@ class Device:
         self.resident: tuple[int, int] | None = None  # whose load is on the tiles: (owner, load)
         self._clock = clock
         self._closed = False
+        self._torch_device = torch.device("cpu")
+        # A simulator moves with the network; what has no `to` of its own gets everything on the CPU.
+        self._moves = type(backend).to is not Backend.to
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise DeviceUnavailableError after `close`."""
         if self._closed:
             raise DeviceUnavailableError(
                 f"device {self.capabilities.identity} is closed; open it again with pimcal.open_device and deploy anew"
@@ -65,14 +69,25 @@ class Device:
 
     def program(self, tile: int, weights: Tensor) -> None:
         """Write `weights` ([rows, cols], device units) to a tile."""
-        self._check_open()
-        self.backend.program(tile, weights)
+        self.check_open()
+        self.backend.program(tile, weights.to(self._torch_device) if self._moves else weights)
         self.cost.programmed_cells += weights.numel()
         self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         """`inputs` ([n, rows]) times a tile: [n, cols], on the torch device of the inputs."""
-        return self.backend.matmul(tile, inputs).to(inputs.device)
+        here = inputs if self._moves else inputs.cpu()
+        return self.backend.matmul(tile, here).to(inputs.device)
+
+    def effective_weights(self, tile: int) -> Tensor:
+        """The backend's effective weights of a tile, on the network's torch device."""
+        weights = self.backend.effective_weights(tile)
+        return weights if self._moves else weights.to(self._torch_device)
+
+    def new_batch(self) -> None:
+        """Let the device redraw what it draws for each inference batch."""
+        self.check_open()
+        self.backend.new_batch()
 
     def count(self, mvms: int, rows: int, cols: int, vectors: int) -> None:
         """Add a layer's run: `vectors` inputs, each through blocks of `rows` inputs and `cols` outputs in all."""
@@ -83,8 +98,7 @@ class Device:
     @contextmanager
     def batch(self) -> Iterator[None]:
         """One inference batch: temporal noise is redrawn at its start, its wall time is counted."""
-        self._check_open()
-        self.backend.new_batch()
+        self.new_batch()
         start = self._clock()
         try:
             yield
@@ -93,22 +107,25 @@ class Device:
 
     def advance(self, seconds: float) -> None:
         """Let simulated time pass. Raises ConfigError on a device without a simulated clock."""
-        self._check_open()
+        self.check_open()
         self.backend.advance(seconds)
 
     def telemetry(self) -> dict[str, float]:
         """The device's current readings by name and unit."""
-        self._check_open()
+        self.check_open()
         return self.backend.telemetry()
 
     def state_dict(self) -> dict[str, Any]:
         return self.backend.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._check_open()
+        self.check_open()
         self.backend.load_state_dict(state)
+        self.backend.to(self._torch_device)
 
     def to(self, torch_device: torch.device) -> None:
+        """Follow the network to a torch device; what is programmed later goes there, too."""
+        self._torch_device = torch_device
         self.backend.to(torch_device)
 
     def close(self) -> None:
@@ -131,15 +148,15 @@ class Device:
         raise TypeError("an open device cannot be pickled; save the network with torch.save(net.state_dict(), path)")
 
 
-def open_device(profile: Profile | str, overrides: Mapping[str, object] | None = None) -> Device:
+def open_device(profile: Profile | str | Path, overrides: Mapping[str, object] | None = None) -> Device:
     """Open the device that a profile describes.
 
     `profile` is a loaded profile, a shipped profile's name, or a YAML file; `overrides` as in `load_profile`.
     Raises ConfigError for a wrong profile or a missing backend, DeviceUnavailableError or DeviceBusyError
     where the device is not to be had.
     """
-    if isinstance(profile, str):
-        profile = load_profile(profile, overrides)
+    if isinstance(profile, str | Path):
+        profile = load_profile(str(profile), overrides)
     elif overrides:
         profile = profile.with_overrides(overrides)
     backend_class = registry.backend_class(profile.backend)

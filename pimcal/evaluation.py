@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pimcal.batches import batch_size, moved, split_batch
-from pimcal.calibration.clean import call_with, device_of
+from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
 from pimcal.metrics import Metric

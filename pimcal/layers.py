@@ -84,15 +84,15 @@ class DeviceMatrix:
         return matrix if matrix.dtype == dtype else matrix.to(dtype)
 
     def _effective_matrix(self) -> Tensor:
-        shape, backend = self.placed.shape, self.array.device.backend
+        shape, device = self.placed.shape, self.array.device
         if self._whole_tile is not None:
-            weights = backend.effective_weights(self._whole_tile)
+            weights = device.effective_weights(self._whole_tile)
             if weights.shape[1] != shape.groups * shape.cols or weights.shape[0] != shape.rows:
                 weights = weights[: shape.rows, : shape.groups * shape.cols]  # other layers share the tile
             if shape.groups == 1:
                 return weights.unsqueeze(0)
             return weights.unflatten(1, (shape.groups, shape.cols)).transpose(0, 1)
-        tiles = {tile: backend.effective_weights(tile) for tile in self.placed.tiles}
+        tiles = {tile: device.effective_weights(tile) for tile in self.placed.tiles}
         some = next(iter(tiles.values()))
         matrix = some.new_empty(shape.groups, shape.cols, shape.rows).transpose(1, 2)
         for b in self.placed.blocks:

@@ -62,7 +62,7 @@ class HostProducts:
         self.array, self.load = array, load
 
     def run(self, view: MatrixView, codes: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-        weights = {tile: self.array.device.backend.effective_weights(tile) for tile in {b.tile for b in cut.blocks}}
+        weights = {tile: self.array.device.effective_weights(tile) for tile in {b.tile for b in cut.blocks}}
         matrix = torch.stack([self._columns(block, weights[block.tile]) for block in cut.blocks])
         columns = view.product(codes, matrix, cut.start, cut.stop)
         return columns[:, :, :-1], columns[:, :, -1:]

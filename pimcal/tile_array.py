@@ -53,6 +53,7 @@ class TileArray:
 
     def ensure(self, load: int) -> None:
         """Program the tiles of `load` unless they are on the device already."""
+        self.device.check_open()
         if self.device.resident != (self._owner, load):
             self.device.resident = None  # an interrupted programming leaves no load resident
             for tile, image in self._images(load):

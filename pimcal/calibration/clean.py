@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pimcal.attention import own_attention
-from pimcal.batches import moved, split_batch
 from pimcal.calibration.moments import Moments, moments
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
+from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 
 Occasion = tuple[int, int]  # which call of a module in a forward pass, and in which batch
@@ -26,20 +24,8 @@ class CleanStatistics:
     follows: dict[str, str] = field(default_factory=dict)
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's own tensors are."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:
-    """Call a model with a batch's inputs, on `device`, without gradients and torch's shortcuts around its layers."""
-    args, kwargs, _ = split_batch(batch)
-    with torch.no_grad(), own_attention():
-        return model(*moved(args, device), **moved(kwargs, device))
-
-
 def clean_statistics(
-    net: Deployment, batches: Sequence[Any], *, layers: bool, progress: Callable[[int], None] = lambda done: None
+    net: Deployment, batches: Sequence[Any], *, layers: bool, progress: Callable[[float], None] = lambda share: None
 ) -> CleanStatistics:
     """Run the reference over `batches`; measure normalisations' inputs and, if `layers`, device layers' outputs."""
     found = CleanStatistics()
@@ -63,7 +49,7 @@ def clean_statistics(
         for batch_number, batch in enumerate(batches):
             counter = CallCounter()
             call_with(net.reference, batch, device_of(net))
-            progress(batch_number + 1)
+            progress((batch_number + 1) / len(batches))
     return found
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pimcal.attention import named_layers
-from pimcal.calibration.clean import call_with, clean_statistics, device_of
+from pimcal.calibration.clean import clean_statistics
 from pimcal.calibration.points import layer_points, norm_points
+from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 
 BINS = 128

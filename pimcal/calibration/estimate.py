@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from pimcal.attention import named_layers
 from pimcal.batches import batch_size, first_images
-from pimcal.calibration.clean import call_with, device_of
 from pimcal.calibration.methods import Method
+from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """`mvms`: products on the device. `seconds`: wall time; None for a device whose speed is not known yet."""
+    """`mvms`: products on the device. `programmed_cells`: cells written, for a network that takes several turns on the
+    device. `seconds`: wall time; None for a device whose speed is not known yet."""
 
     images: int
     mvms: int
+    programmed_cells: int
     seconds: float | None
 
 
@@ -43,7 +45,8 @@ def estimate(
 ) -> CostEstimate:
     """The cost of running `images` inputs like those of `batch`, or of calibrating on them where `method` is given.
 
-    Products are exact. Seconds come from the device's own speed where it states one, from its runs so far, or, for
+    Products are exact; only a device that takes no negative inputs needs up to twice as many, since it computes layers
+    with such inputs twice. Seconds come from the device's own speed where it states one, from its runs so far, or, for
     simulators that use the host's kernels, from timing the digital model on a few images.
     """
     placement = net.placement.with_positions(vectors_per_input(net, batch))
@@ -54,7 +57,15 @@ def estimate(
     digital = (clock() - start) / batch_size(few) * images
     on_device = _device_seconds(net, mvms, digital)
     extra = digital if method in ("paired", "affine") else 0.0
-    return CostEstimate(images, mvms, None if on_device is None else on_device + extra)
+    return CostEstimate(images, mvms, _cells(net), None if on_device is None else on_device + extra)
+
+
+def _cells(net: Deployment) -> int:
+    """What a run over all layers writes, each tile of each load once; nothing where all is on the device already."""
+    if net.array.loads == 1:
+        return 0
+    references = net.array.references.count
+    return sum(layout.rows * (layout.cols + references) for layout in net.array.layouts.values())
 
 
 def _device_seconds(net: Deployment, mvms: int, digital: float) -> float | None:

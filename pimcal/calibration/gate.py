@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
@@ -54,7 +55,7 @@ def gate(
     try:
         after = [evaluate(net, batches, metric, progress=progress) for _ in range(times)]
         old, new = (fmean(e.value for e in runs) for runs in (before, after))
-        drop = old - new if metric.higher_is_better else new - old
+        drop = _drop(old, new, metric.higher_is_better)
         keep = drop <= allowed
     finally:
         if not keep:
@@ -63,3 +64,12 @@ def gate(
     reason = f"{told}; allowed drop {allowed:g}"
     mvms = sum(e.mvms for e in (*before, *after))
     return Verdict(record.judged(metric.name, old, new), old, new, keep, before[0].images, mvms, reason)
+
+
+def _drop(old: float, new: float, higher_is_better: bool) -> float:
+    """How much worse `new` is; a metric that is no number is worse than any other."""
+    if math.isnan(new):
+        return math.inf
+    if math.isnan(old):
+        return -math.inf
+    return old - new if higher_is_better else new - old

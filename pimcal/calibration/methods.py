@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pimcal.calibration.clean import CleanStatistics, Occasion, call_with, clean_statistics, device_of
+from pimcal.calibration.clean import CleanStatistics, Occasion, clean_statistics
 from pimcal.calibration.lockstep import Lockstep
 from pimcal.calibration.moments import (
     Moments,
@@ -19,6 +19,7 @@ from pimcal.calibration.moments import (
     paired_statistics,
 )
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
+from pimcal.calling import call_with, device_of
 from pimcal.corrections import Corrections, norms_of, set_statistics
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError, UsageError
@@ -26,7 +27,7 @@ from pimcal.layers import ChannelCorrection
 
 Method = Literal["ema", "pooled", "paired", "affine"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Progress = Callable[[int], None]
+Progress = Callable[[float], None]  # told the share of the work that is done, 0 to 1
 
 
 def default_batch_size(method: str) -> int:
@@ -56,8 +57,9 @@ def find_corrections(
         return _ema(net, batches, momentum, progress)
     clean = CleanStatistics()
     if method != "pooled":
-        clean = clean_statistics(net, batches, layers=method == "affine", progress=progress)
-    return _LayerByLayer(net, clean, method).run(batches, progress)
+        clean = clean_statistics(net, batches, layers=method == "affine", progress=lambda share: progress(share / 2))
+    start = 0.0 if method == "pooled" else 0.5
+    return _LayerByLayer(net, clean, method).run(batches, lambda share: progress(start + (1 - start) * share))
 
 
 def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Progress) -> Corrections:
@@ -79,7 +81,7 @@ def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Pro
     with tapped(net.module, norm_points(net), tap):
         for i, batch in enumerate(batches):
             call_with(net, batch, device_of(net))
-            progress(i + 1)
+            progress((i + 1) / len(batches))
     for name, (mean, var) in averages.items():
         _check_finite(name, mean, var)
     return {name: {"mean": mean.float(), "var": var.float()} for name, (mean, var) in averages.items()}
@@ -94,22 +96,25 @@ class _LayerByLayer:
         self.unfollowed = set(net.layers) - set(clean.follows.values()) if method == "affine" else set()
         self.seen: dict[str, dict[Occasion, Moments]] = {}
         self.corrections: Corrections = {}
-        self.lockstep = Lockstep(self._measure, on_turn=net.device.backend.new_batch)
+        self.lockstep = Lockstep(self._measure, on_turn=net.device.new_batch)
 
     def run(self, batches: Sequence[Any], progress: Progress) -> Corrections:
         streamed = self.net.array.loads > 1  # all batches wait behind each layer: a load is programmed once
         layers = [point for point in layer_points(self.net) if streamed or point.name in self.unfollowed]
         points = [*norm_points(self.net), *layers]
         counters: dict[int, CallCounter] = {}
+        reached: set[tuple[str, int]] = set()
         device = device_of(self.net)
 
         def tap(point: Point, tensor: Tensor) -> Tensor:
             call = counters.setdefault(self.lockstep.batch_index, CallCounter()).next(point.name)
+            reached.add((point.name, call))
+            progress(min(1.0, len(reached) / (len(points) + 1)))  # more where modules are called several times
             return self.lockstep.meet((point, call), tensor)
 
         with tapped(self.net.module, points, tap), self.net.session():
             self.lockstep.run(lambda batch: call_with(self.net.module, batch, device), batches)
-        progress(len(batches))
+        progress(1.0)
         return self.corrections
 
     def _measure(self, key: Any, tensors: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -27,7 +27,7 @@ def calibrate(
     *,
     momentum: float | None = None,
     seed: int | None = None,
-    progress: Progress = lambda done: None,
+    progress: Progress = lambda share: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Record:
@@ -43,7 +43,7 @@ def calibrate(
 
     Nothing is in force afterwards that was not before: `net.apply(record)` is the second step.
 
-    `seed` is only recorded. `progress` is called with the number of batches done, once or twice over.
+    `seed` is only recorded. `progress` is called with the share of the work that is done, from 0 to 1.
     `now` and `clock` give the record's date and its duration in seconds.
 
     Raises DataError for fewer than two images or for NaN on the way, UsageError where the method does not suit

@@ -168,8 +168,8 @@ def _run(
     cost = estimate(net, batches[0], images.calibration.images, chosen)
     seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
     note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")
-    with progress_bar(f"{chosen}", len(batches)) as progress:
-        record = run(net, batches, chosen, seed=seed, progress=progress)
+    with progress_bar(f"{chosen}", 100) as progress:
+        record = run(net, batches, chosen, seed=seed, progress=lambda share: progress(round(100 * share)))
     sample = batches[:4] if divergence else []
     before = divergences(net, sample) if sample else {}
     held_out = images.held_out

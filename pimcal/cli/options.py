@@ -117,7 +117,7 @@ def choose_metric(spec: str | None, has_labels: bool) -> Metric:
 def check_input(model: nn.Module, batch: Any) -> None:
     """Raise DataError where the model does not take such images, before any device is touched."""
     from pimcal.batches import first_images, moved, split_batch
-    from pimcal.calibration.clean import device_of
+    from pimcal.calling import device_of
     from pimcal.sources.models import check_input
 
     args, kwargs, _ = moved(split_batch(first_images(batch, 1)), device_of(model))

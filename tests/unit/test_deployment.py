@@ -346,6 +346,6 @@ def test_deploying_in_inference_mode_can_be_calibrated_outside(open_backend):
     net.apply(pimcal.calibrate(net, [torch.randn(8, 2, 5, 5)]))
 
 
-def test_an_open_device_is_not_pickled(open_backend):
+def test_an_open_device_is_not_pickled(open_backend, tmp_path):
     with pytest.raises(TypeError, match=r"torch\.save\(net\.state_dict\(\), path\)"):
-        torch.save(pimcal.deploy(cnn(), open_backend("ideal")), "never-written")
+        torch.save(pimcal.deploy(cnn(), open_backend("ideal")), tmp_path / "never-written")

@@ -116,13 +116,19 @@ def test_equal_values_get_through(open_backend):
     assert (verdict.before, verdict.after, verdict.activated) == (1.0, 1.0, True)
 
 
-@pytest.mark.parametrize("values", [(0.5, float("nan")), (float("nan"), 0.5)])
-def test_a_value_that_is_no_number_never_gets_through(open_backend, values):
+NO_NUMBER = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "activated"), [(0.5, NO_NUMBER, False), (NO_NUMBER, NO_NUMBER, False), (NO_NUMBER, 0.5, True)]
+)
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_value_that_is_no_number_is_worse_than_any(open_backend, before, after, activated, higher_is_better):
     net = pimcal.deploy(cnn(), open_backend("ideal"))
-    record, told = pimcal.calibrate(net, [images()], "paired"), iter(values)
-    metric = Metric("told", lambda outputs, targets, count: (next(told), 1.0), needs_labels=False)
-    assert not gate(net, record, [images()], metric, max_drop=1.0).activated
-    assert net.active is None
+    record, told = pimcal.calibrate(net, [images()], "paired"), iter((before, after))
+    metric = Metric("told", lambda outputs, targets, count: (next(told), 1.0), higher_is_better, needs_labels=False)
+    assert gate(net, record, [images()], metric, max_drop=1.0).activated is activated
+    assert (net.active is not None) is activated
 
 
 @pytest.mark.parametrize("where", ["argument", "profile"])
