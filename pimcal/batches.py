@@ -1,4 +1,7 @@
-"""What a batch may look like: `x`, `(x, y)`, `(x1, x2, ..., y)`, `((x1, x2), y)`, or a dict of named inputs."""
+"""What a batch may look like: `x`, `(x, y)`, `(x1, x2, ..., y)`, `((x1, x2), y)`, or a dict of named inputs.
+
+An input is a tensor [N, ...] or, for images of unequal size, a list of N tensors: `([image1, image2], y)`.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,42 @@ _TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 def split_batch(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Positional inputs, named inputs and target (None where there is none) of a batch.
 
-    A tuple's or list's last item is the target; a tuple of one item has none. In a dict the target is the item
-    called labels, label, targets, target or y; all others are passed to the model by name.
+    A tuple's last item is the target; a tuple of one item has none. In a dict the target is the item called
+    labels, label, targets, target or y; all others are passed to the model by name. A list of tensors is one
+    input; only in a batch that is itself a list it stands for a tuple, of which torch's DataLoader makes lists.
 
     Raises DataError for anything that holds no input.
     """
+    batch = _uncollated(batch)
     if isinstance(batch, Mapping):
         named = {str(key): value for key, value in batch.items()}
         key = next((key for key in _TARGET_KEYS if key in named), None)
         target = None if key is None else named.pop(key)
         return (), named, target
-    if isinstance(batch, tuple | list):
+    if isinstance(batch, tuple):
         if not batch:
             raise DataError("a batch is an empty tuple; give x, (x, y) or a dict of the model's inputs")
         *inputs, target = batch if len(batch) > 1 else (batch[0], None)
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return (), dict(inputs[0]), target
-        if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        if len(inputs) == 1 and isinstance(inputs[0], tuple):
             inputs = list(inputs[0])
         return tuple(inputs), {}, target
     return (batch,), {}, None
+
+
+def _uncollated(batch: Any) -> Any:
+    """The tuples that torch's DataLoader made lists of: a batch, and several inputs that are its first item."""
+    if not isinstance(batch, list):
+        return batch
+    if batch and len(batch) <= 2 and isinstance(batch[0], list):
+        return tuple(batch[0]), *batch[1:]
+    return tuple(batch)
+
+
+def is_image_list(value: Any) -> bool:
+    """Whether `value` is one input that holds a tensor for each image."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Tensor) for item in value)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -51,20 +70,35 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def batch_size(batch: Any) -> int:
-    """The number of images: the length of the first input tensor.
+    """The number of images: the length of the first input, a tensor or a list of tensors.
 
     Raises DataError where a batch holds no tensor.
     """
     args, kwargs, _ = split_batch(batch)
-    for tensor in tensors_in((args, kwargs)):
-        return tensor.shape[0] if tensor.dim() else 1
+    for item in inputs_in((args, kwargs)):
+        return 1 if isinstance(item, Tensor) and not item.dim() else len(item)
     raise DataError(f"a batch holds no tensor but {type(batch).__name__}; give x, (x, y) or a dict of inputs")
 
 
+def inputs_in(value: Any) -> Iterator[Tensor | list[Tensor]]:
+    """As `tensors_in`, but a list of tensors, one an image, is one item."""
+    if isinstance(value, Tensor) or is_image_list(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from inputs_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from inputs_in(item)
+
+
 def first_images(batch: Any, images: int) -> Any:
-    """The first `images` images of a batch, in the same form: every tensor of the batch's length is cut."""
+    """The first `images` images of a batch, in the same form: every tensor and list of the batch's length is cut.
+
+    Of a list, as torch's DataLoader gives it, becomes the tuple that it stands for.
+    """
     whole = batch_size(batch)
-    return batch if images >= whole else _cut(batch, whole, images)
+    return batch if images >= whole else _cut(_uncollated(batch), whole, images)
 
 
 def _cut(value: Any, whole: int, images: int) -> Any:
@@ -75,7 +109,7 @@ def _cut(value: Any, whole: int, images: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_cut(item, whole, images) for item in value)
     if isinstance(value, list):
-        return [_cut(item, whole, images) for item in value]
+        return value[:images] if len(value) == whole else [_cut(item, whole, images) for item in value]
     return value
 
 

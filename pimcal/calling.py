@@ -10,6 +10,7 @@ from torch import nn
 
 from pimcal.attention import own_attention
 from pimcal.batches import moved, split_batch
+from pimcal.blame import blamed_on
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -18,7 +19,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:
-    """Call a model with a batch's inputs, on `device`, without gradients and torch's shortcuts around its layers."""
+    """Call a model with a batch's inputs, on `device`, without gradients and torch's shortcuts around its layers.
+
+    Raises UsageError for whatever the model's own code raises, with its place.
+    """
     args, kwargs, _ = split_batch(batch)
-    with torch.no_grad(), own_attention():
+    with torch.no_grad(), own_attention(), blamed_on("the model"):
         return model(*moved(args, device), **moved(kwargs, device))

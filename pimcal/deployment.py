@@ -29,6 +29,8 @@ from pimcal.registry import emit
 from pimcal.survey import Candidate, check_initialized, survey
 from pimcal.tile_array import TileArray
 
+_COMPILED = "_orig_mod"  # what torch.compile calls the module that it wraps
+
 
 class Deployment(nn.Module):
     """A copy of a model on a device. Call it as you call the model; make it with `pimcal.deploy`.
@@ -231,9 +233,13 @@ def deploy(model: nn.Module, device: Device) -> Deployment:
     Layers that the profile's `host:` patterns name, and those that no device can
     compute, stay digital: see `Deployment.placement`.
 
-    Raises DataError for a model without a matrix product or with weights that are no numbers, ConfigError where a
-    layer is larger than the device, DeviceUnavailableError on a closed device.
+    A compiled model, or part of one, is deployed as what it was compiled from.
+
+    Raises UsageError for what is no module or device and for TorchScript, DataError for a model without a matrix
+    product or with weights that are no numbers, ConfigError where a layer is larger than the device,
+    DeviceUnavailableError on a closed device.
     """
+    _check_arguments(model, device)
     with torch.inference_mode(False):  # what is copied there could not be corrected later
         return Deployment(model, device)
 
@@ -243,8 +249,36 @@ def _parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
     return (layer.attention if isinstance(layer, Projection) else layer).parameters()
 
 
+def _check_arguments(model: object, device: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"deploy takes a torch.nn.Module, not a {type(model).__name__}")
+    if not isinstance(device, Device):
+        raise UsageError(
+            f"deploy takes an open device, not a {type(device).__name__}; open one with pimcal.open_device(profile)"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"{name or 'the model'} is TorchScript, whose layers cannot be replaced; "
+                "deploy the Python module it was scripted from"
+            )
+
+
+def _uncompiled(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Let a copy of `model` have copies of the plain modules where torch.compile wrapped them."""
+    for module in reversed([*model.modules()]):  # the innermost first
+        if _COMPILED in module._modules:
+            memo[id(module)] = copy.deepcopy(module._modules[_COMPILED], memo)
+
+
+def _plain_name(name: str) -> str:
+    """A module's name without the wrappers of torch.compile."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
+        _uncompiled(model, memo)
         twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise DataError(
@@ -272,10 +306,11 @@ def _copy_for_host(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Modu
     """A copy with memory of its own, save for weights that the device holds: those it only keeps to be looked at."""
     placed = {c.name for c in candidates if c.view is not None}
     memo: dict[int, Any] = {}
-    for name, module in model.named_modules():
+    modules = [(_plain_name(name), module) for name, module in model.named_modules()]
+    for name, module in modules:
         if name in placed:
             memo |= {id(p): _twin(p) for p in module.parameters(recurse=False) if p.dim() > 1}
-    kept = {id(p) for n, m in model.named_modules() if n not in placed for p in m.parameters(recurse=False)}
+    kept = {id(p) for n, m in modules if n not in placed for p in m.parameters(recurse=False)}
     return _copy(model, {key: value for key, value in memo.items() if key not in kept})
 
 

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pimcal import registry
 from pimcal.backend import Backend, Capabilities
+from pimcal.blame import blamed_on
 from pimcal.errors import DeviceUnavailableError
 from pimcal.profile import Profile, load_profile
+from pimcal.tile_check import check_capabilities
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Device:
         self.backend = backend
         self.profile = profile
         self.capabilities: Capabilities = backend.capabilities
+        check_capabilities(self.capabilities)
         self.cost = Cost()
         self.owners = itertools.count()  # numbers those who program the device
         self.resident: tuple[int, int] | None = None  # whose load is on the tiles: (owner, load)
@@ -70,14 +73,16 @@ class Device:
     def program(self, tile: int, weights: Tensor) -> None:
         """Write `weights` ([rows, cols], device units) to a tile."""
         self.check_open()
-        self.backend.program(tile, weights.to(self._torch_device) if self._moves else weights)
+        with blamed_on(f"device {self.capabilities.identity}"):
+            self.backend.program(tile, weights.to(self._torch_device) if self._moves else weights)
         self.cost.programmed_cells += weights.numel()
         self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         """`inputs` ([n, rows]) times a tile: [n, cols], on the torch device of the inputs."""
         here = inputs if self._moves else inputs.cpu()
-        return self.backend.matmul(tile, here).to(inputs.device)
+        with blamed_on(f"device {self.capabilities.identity}"):
+            return self.backend.matmul(tile, here).to(inputs.device)
 
     def effective_weights(self, tile: int) -> Tensor:
         """The backend's effective weights of a tile, on the network's torch device."""

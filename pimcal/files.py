@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pimcal.errors import StorageError
@@ -41,8 +42,8 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises StorageError; the folder is as it was then.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as stage:
+        # Inside the folder, which may be a mount point, or the only place here that may be written.
+        with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage:
             staged = [Path(stage) / name for name in files]
             for path in staged:
                 write_atomically(path, files[path.name])
@@ -54,8 +55,21 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
         raise StorageError(f"cannot write to {folder}: {reason}; nothing was changed there") from error
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, with those above it, for a block; what was new goes again, where the block left nothing in it."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in new:
+            with suppress(OSError):  # after a late Ctrl-C all files are there
+                place.rmdir()
+        raise
+
+
 def _move(files: list[Path], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
     for file in files:
         file.replace(folder / file.name)
     _sync_folder(folder)
@@ -68,8 +82,14 @@ def check_writable(folder: Path) -> None:
         place = place.parent
     if not place.is_dir():
         raise StorageError(f"cannot write to {folder}: {place} is no folder; name another one")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StorageError(f"cannot write to {folder}: no permission to make a file in {place}; name another folder")
+    try:
+        with tempfile.TemporaryFile(dir=place):  # the mode of a folder does not tell all: it may be mounted read-only
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise StorageError(
+            f"cannot write to {folder}: no file can be made in {place} ({reason}); name another"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pimcal.errors import ConfigError
 
@@ -101,10 +101,12 @@ class _Tile:
 
 
 def _cuts(size: int, limit: float, unit: int = 1) -> list[tuple[int, int]]:
-    """`size` cut into pieces of at most `limit`, at multiples of `unit` where a unit fits."""
+    """`size` cut into pieces of at most `limit`, at multiples of `unit` where that makes no more pieces."""
     if size <= limit:
         return [(0, size)]
-    step = int(limit) // unit * unit or int(limit)
+    step = int(limit) // unit * unit
+    if step == 0 or math.ceil(size / step) > math.ceil(size / limit):
+        step = int(limit)
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
@@ -165,6 +167,9 @@ def place(shapes: Sequence[MatrixShape], limits: Limits) -> list[Placed]:
         if blocks is None and not alone:
             load, open_tiles = load + 1, []
             blocks = _pack_layer(shape, limits, open_tiles, 0)
+        if blocks is None:  # cuts at whole channels waste rows, which may be all that is missing
+            open_tiles = []
+            blocks = _pack_layer(replace(shape, row_unit=1), limits, open_tiles, 0)
         if blocks is None:
             raise ConfigError(_too_large(shape, limits))
         placed.append(Placed(shape, load, tuple(blocks)))

@@ -101,6 +101,8 @@ class Record:
                 corrections=_nested(tensors),
                 made_with=Provenance(**about["made_with"]),
             )
+        except FileNotFoundError as error:
+            raise DataError(f"there is no file {path}") from error
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a calibration record ({type(error).__name__}: {error})") from error
 

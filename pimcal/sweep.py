@@ -17,11 +17,15 @@ from pimcal.errors import UsageError
 from pimcal.evaluation import evaluate
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
+from pimcal.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of a sweep: the metric's value, and the images and products its calibration used."""
+    """One row of a sweep: the metric's value, and the images and products its calibration used.
+
+    `notes`: what the placement has to say, such as a `host` pattern that matches no layer.
+    """
 
     setting: dict[str, Any]
     method: str
@@ -29,9 +33,11 @@ class Cell:
     value: float
     images: int
     mvms: int
+    notes: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         row = asdict(self)
+        del row["notes"]
         return {**row.pop("setting"), **row}
 
 
@@ -53,8 +59,19 @@ def parse_recipe(name: str) -> Recipe:
         return Recipe(name, references, None)
     if len(rest) == 1 and rest[0] in METHODS:
         return Recipe(name, references, rest[0])
-    known = ", ".join(["none", "references", *METHODS, "references+paired"])
-    raise UsageError(f"unknown method '{name}' in --methods; choose from: {known}, ...")
+    known = ["none", "references", *METHODS, *(f"references+{method}" for method in METHODS)]
+    raise UsageError(f"unknown method '{name}' in --methods{did_you_mean(name, known)} (known: {', '.join(known)})")
+
+
+def check_settings(keys: Iterable[str]) -> None:
+    """Raise UsageError for a profile key that the seeds or the recipes of a sweep set."""
+    for key in keys:
+        if key == "device.seed":
+            raise UsageError("--set device.seed: a sweep's seeds set it; use --seed and --seeds")
+        if key.split(".")[0] == "references":
+            raise UsageError(
+                f"--set {key}: a sweep's methods set it; name references in --methods, as references+paired"
+            )
 
 
 def grid(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -95,8 +112,10 @@ def sweep(
     `settings`: profile keys (as for overrides) and their values; seeds are put in `device.seed`. `calibration` gives
     the calibration batches for a recipe. Each cell has a device of its own, so that its order does not matter.
 
-    Raises ProfileError, before the first run, for a setting that does not fit the profile.
+    Raises, before the first run, ProfileError for a setting that does not fit the profile, and UsageError for one that
+    seeds or recipes set.
     """
+    check_settings(settings)
     jobs = [
         (setting, seed, recipe, _changed(profile, setting, seed, recipe))
         for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes)
@@ -119,7 +138,7 @@ def _run(
     data: Iterable[Any],
     calibration: Callable[[Recipe], Sequence[Any]],
     metric: Metric,
-) -> tuple[float, int, int]:
+) -> tuple[float, int, int, tuple[str, ...]]:
     with open_device(profile) as device:
         net = deploy(model, device)
         images = mvms = 0
@@ -127,4 +146,4 @@ def _run(
             record = calibrate(net, calibration(recipe), recipe.method)
             net.apply(record)
             images, mvms = record.made_with.images, record.made_with.mvms
-        return evaluate(net, data, metric).value, images, mvms
+        return evaluate(net, data, metric).value, images, mvms, net.placement.notes

@@ -1,4 +1,4 @@
-"""Checks that backends share: does a tile exist, do weights fit it, do inputs fit what was programmed."""
+"""Checks that backends share: are codes wide enough, does a tile exist, do weights fit it, do inputs fit those."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ class Tiles(Protocol):
     def rows(self) -> int | None: ...
     @property
     def cols(self) -> int | None: ...
+
+
+def check_capabilities(device: Capabilities) -> None:
+    """Raise ConfigError for signed codes of 1 bit: their range is symmetric, so that only 0 would be left."""
+    codes = (
+        ("weights", device.weight_bits, device.signed_weights),
+        ("inputs", device.input_bits, device.signed_inputs),
+    )
+    for what, bits, signed in codes:
+        least = 2 if signed else 1
+        if bits is not None and bits < least:
+            kind = "signed" if signed else "unsigned"
+            raise ConfigError(
+                f"{device.identity} announces {kind} {what} of {bits} bits; at least {least} are needed. "
+                "Correct its capabilities, or the setting that they come from"
+            )
 
 
 def check_weights(device: Capabilities, tile: int, weights: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -13,9 +14,10 @@ import pimcal
 from pimcal import registry
 from pimcal.cli import backends as backends_command
 from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records, sweep
-from pimcal.errors import PimcalError
+from pimcal.errors import PimcalError, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ON_CTRL_C = "interrupted; nothing was changed"
 
 
@@ -66,10 +68,17 @@ def main() -> None:
             typer.echo(f"error: {_ON_CTRL_C}", err=True)
         raise
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # all other writers raise StorageError
+            _discard_stdout()
+            _fail(f"cannot write to standard output: {error.strerror}", StorageError.exit_code, debug)
         _fail(f"internal: {type(error).__name__}: {error} (run again with --debug and report it)", INTERNAL, debug)
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it ends
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

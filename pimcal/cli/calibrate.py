@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
+from pimcal.cli.output import note, print_json, print_table, progress_bar, shown, stdout_for_json
 from pimcal.errors import UsageError
 from pimcal.files import check_writable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pimcal.sources.batches import Batches
 
 SYNTHETIC_HELD_OUT = 256
+FEW_HELD_OUT = 50  # with fewer, one image more or less decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +77,27 @@ def calibrate(
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file in it")
     check_writable(out.parent)
-    subject = o.load_subject(profile, override, model, weights, seed, torch_device)
-    count = images or subject.profile.calibration.images
-    found = _images(data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0)
-    o.check_input(subject.model, next(iter(found.held_out)))
-    chosen = o.choose_metric(metric, found.held_out.has_labels)
+    o.check_method(method)
 
     from pimcal.deployment import deploy
     from pimcal.device import open_device
     from pimcal.record import Record
 
-    with open_device(subject.profile) as device:
-        net = deploy(subject.model, device)
-        if active is not None:
-            net.apply(Record.load(active), force=force)
-        verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
+    with stdout_for_json(as_json):
+        in_force = None if active is None else Record.load(active)
+        subject = o.load_subject(profile, override, model, weights, seed, torch_device)
+        count = images or subject.profile.calibration.images
+        found = _images(data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0)
+        o.check_calibration_images(found.calibration)
+        o.check_input(subject.model, next(iter(found.held_out)))
+        chosen = o.choose_metric(metric, found.held_out.has_labels)
+        with open_device(subject.profile) as device:
+            net = deploy(subject.model, device)
+            for remark in net.placement.notes:
+                note(remark)
+            if in_force is not None:
+                net.apply(in_force, force=force)
+            verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
     path = verdict.record.save(out) if verdict.activated else None
     if as_json:
         print_json(_as_json(verdict, divergences, path))
@@ -175,6 +182,9 @@ def _run(
     held_out = images.held_out
     if settings.gate.images is not None and settings.gate.images < held_out.images:
         held_out = held_out.split(settings.gate.images)[0]
+    if held_out.images < FEW_HELD_OUT:
+        share = 100 / held_out.images
+        note(f"the gate's judgement is coarse: of {held_out.images} held-out images each counts {share:.1f} %")
     with progress_bar("gate", held_out.images) as progress:
         verdict = gate(net, record, held_out, metric, max_drop=max_drop, progress=progress)
     if not sample:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json, progress_bar, shown
+from pimcal.cli.output import note, print_json, progress_bar, shown, stdout_for_json
 
 
 def evaluate(
@@ -29,21 +29,25 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Run a network on a device and print how good it is there."""
-    subject = o.load_subject(profile, override, model, weights, seed, torch_device)
-    batches = o.load_data(data, preprocess, images, batch_size)
-    o.check_input(subject.model, next(iter(batches)))
-
     from pimcal.deployment import deploy
     from pimcal.device import open_device
     from pimcal.evaluation import evaluate as run
     from pimcal.record import Record
 
-    with open_device(subject.profile) as device:
-        net = deploy(subject.model, device)
-        if record is not None:
-            net.apply(Record.load(record), force=force)
-        with progress_bar("evaluating", batches.images) as progress:
-            result = run(net, batches, o.choose_metric(metric, batches.has_labels), progress=progress)
+    with stdout_for_json(as_json):
+        subject = o.load_subject(profile, override, model, weights, seed, torch_device)
+        batches = o.load_data(data, preprocess, images, batch_size)
+        o.check_input(subject.model, next(iter(batches)))
+        chosen = o.choose_metric(metric, batches.has_labels)
+        corrections = None if record is None else Record.load(record)
+        with open_device(subject.profile) as device:
+            net = deploy(subject.model, device)
+            for remark in net.placement.notes:
+                note(remark)
+            if corrections is not None:
+                net.apply(corrections, force=force)
+            with progress_bar("evaluating", batches.images) as progress:
+                result = run(net, batches, chosen, progress=progress)
     if as_json:
         print_json({**asdict(result), "profile": subject.profile.name, "record": record and str(record)})
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimcal.errors import UsageError
+from pimcal.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -108,10 +108,34 @@ def load_data(spec: str, preprocess: str, images: int | None, batch_size: int) -
 
 
 def choose_metric(spec: str | None, has_labels: bool) -> Metric:
-    """The named metric; without a name accuracy, or agreement with the digital model where there are no labels."""
+    """The named metric; without a name accuracy, or agreement with the digital model where there are no labels.
+
+    Raises UsageError where there is no such metric, DataError where it needs labels that are not there.
+    """
     from pimcal.metrics import resolve_metric
 
-    return resolve_metric(spec or ("accuracy" if has_labels else "agreement"))
+    metric = resolve_metric(spec or ("accuracy" if has_labels else "agreement"))
+    if metric.needs_labels and not has_labels:
+        raise DataError(f"metric '{metric.name}' needs labels and the data has none; use metric 'agreement'")
+    return metric
+
+
+def check_method(name: str | None) -> None:
+    """Raise UsageError for a calibration method that does not exist."""
+    from pimcal.calibration.methods import METHODS
+    from pimcal.suggest import did_you_mean
+
+    if name is not None and name not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(f"unknown calibration method '{name}'{did_you_mean(name, METHODS)} (known: {known})")
+
+
+def check_calibration_images(batches: Batches) -> None:
+    """Raise DataError for too few images to calibrate on."""
+    from pimcal.calibration.run import count_images
+
+    if batches.images < 2:  # otherwise they need not be read yet
+        count_images(list(batches))
 
 
 def check_input(model: nn.Module, batch: Any) -> None:

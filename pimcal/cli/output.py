@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import typer
@@ -14,6 +14,16 @@ import typer
 def print_json(value: Any) -> None:
     """The one JSON object of a command that was called with --json."""
     typer.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def stdout_for_json(as_json: bool) -> Iterator[None]:
+    """With --json, what a block prints goes to stderr: models, data and metrics are code of the user's, and may print.
+
+    The object itself is printed behind the block.
+    """
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield
 
 
 def note(text: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json
+from pimcal.cli.output import print_json, stdout_for_json
 from pimcal.errors import UsageError
 
 
@@ -27,8 +27,6 @@ def placement(
 
     MVMs need an input: give --input-shape, or --data.
     """
-    subject = o.load_subject(profile, override, model, weights, None, "cpu")
-
     import torch
 
     from pimcal.calibration.estimate import vectors_per_input
@@ -38,16 +36,18 @@ def placement(
     shape = o.parse_shape(input_shape)
     if shape is not None and data is not None:
         raise UsageError("give --input-shape or --data, not both")
-    batch = (
-        next(iter(o.load_data(data, preprocess, 1, 1))) if data else None if shape is None else torch.zeros(1, *shape)
-    )
-    if batch is not None:
-        o.check_input(subject.model, batch)
-    with open_device(subject.profile) as device:
-        net = deploy(subject.model, device)
-        found = net.placement
+    with stdout_for_json(as_json):
+        subject = o.load_subject(profile, override, model, weights, None, "cpu")
+        batch: Any = None if shape is None else torch.zeros(1, *shape)
+        if data is not None:
+            batch = next(iter(o.load_data(data, preprocess, 1, 1)))
         if batch is not None:
-            found = found.with_positions(vectors_per_input(net, batch))
+            o.check_input(subject.model, batch)
+        with open_device(subject.profile) as device:
+            net = deploy(subject.model, device)
+            found = net.placement
+            if batch is not None:
+                found = found.with_positions(vectors_per_input(net, batch))
     if as_json:
         print_json(found.as_dict())
     else:

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,8 @@ import typer
 
 from pimcal import registry
 from pimcal.cli import options as o
-from pimcal.cli.output import note, print_json, print_table, progress_bar, shown
-from pimcal.errors import MissingExtraError, UsageError
+from pimcal.cli.output import note, print_json, print_table, progress_bar, shown, stdout_for_json
+from pimcal.errors import ConfigError, MissingExtraError, UsageError
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
@@ -58,35 +59,39 @@ def sweep(
 ) -> None:
     """Evaluate a network for every setting, method and seed; write a table and a plot."""
     from pimcal.evaluation import evaluate
-    from pimcal.sweep import grid, parse_recipe
+    from pimcal.sweep import check_settings, grid, parse_recipe
     from pimcal.sweep import sweep as run
 
-    recipes = [parse_recipe(name) for name in methods.split(",")]
+    recipes = [parse_recipe(name) for name in dict.fromkeys(part.strip() for part in methods.split(","))]
     varied = _parse_settings(settings or [])
+    check_settings(varied)
     if out is not None:
         check_writable(out)
-    subject = o.load_subject(profile, override, model, weights, None, torch_device)
-    held_out = o.load_data(data, preprocess, None, batch_size)
-    held_out, calibration = _calibration(subject, recipes, held_out, calibration_data, images, preprocess, seed)
-    held_out = held_out.in_memory()
-    o.check_input(subject.model, next(iter(held_out)))
-    chosen = o.choose_metric(metric, held_out.has_labels)
-    clean = evaluate(subject.model, held_out, chosen).value
-    cells: list[Cell] = []
-    total = len(grid(varied)) * seeds * len(recipes)
-    with progress_bar("sweep", total) as progress:
+    with stdout_for_json(as_json):
+        subject = o.load_subject(profile, override, model, weights, None, torch_device)
+        held_out = o.load_data(data, preprocess, None, batch_size)
+        held_out, calibration = _calibration(subject, recipes, held_out, calibration_data, images, preprocess, seed)
+        held_out = held_out.in_memory()
+        o.check_input(subject.model, next(iter(held_out)))
+        chosen = o.choose_metric(metric, held_out.has_labels)
+        clean = evaluate(subject.model, held_out, chosen).value
+        cells: list[Cell] = []
+        total = len(grid(varied)) * seeds * len(recipes)
+        with _settings_named(varied), progress_bar("sweep", total) as progress:
 
-        def on_cell(cell: Cell) -> None:
-            cells.append(cell)
-            progress(len(cells))
+            def on_cell(cell: Cell) -> None:
+                cells.append(cell)
+                progress(len(cells))
 
-        run(
-            subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), held_out, calibration, chosen,
-            on_cell,
-        )  # fmt: skip
-    table = {"metric": chosen.name, "clean": clean, "rows": [cell.as_row() for cell in cells]}
-    if out is not None:
-        _write(table, out)
+            run(
+                subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), held_out, calibration,
+                chosen, on_cell,
+            )  # fmt: skip
+        for remark in dict.fromkeys(remark for cell in cells for remark in cell.notes):
+            note(remark)
+        table = {"metric": chosen.name, "clean": clean, "rows": [cell.as_row() for cell in cells]}
+        if out is not None:
+            _write(table, out)
     if as_json:
         print_json(table)
         return
@@ -105,12 +110,36 @@ def _parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 def _parse_setting(text: str) -> tuple[str, list[Any]]:
     """`device.eta0=0.1,0.2` as a key and its values. Raises UsageError for anything else."""
-    from pimcal.profile import parse_override
+    from pimcal.profile.problems import Problem, ProfileError
+    from pimcal.profile.yaml_tree import read_tree
 
-    key, found, values = text.partition("=")
-    if not found or not values:
+    key, _, values = text.partition("=")
+    if not key.strip() or not values.strip():
         raise UsageError(f"--set {text!r}: write KEY=VALUE,VALUE,... for example device.eta0=0.02,0.06,0.1")
-    return key, [parse_override(f"{key}={value}")[1] for value in values.split(",")]
+    problems: list[Problem] = []
+    found: Any = None
+    try:
+        found = read_tree(f"[{values}]".encode("utf-8", "surrogateescape"), "", problems).plain()
+    except ProfileError as error:
+        problems = list(error.problems)
+    if problems or not found:
+        told = "; ".join(problem.message for problem in problems) or "no value"
+        raise UsageError(f"--set {text!r}: {told}; write values as in a YAML list, without its brackets")
+    return key.strip(), found
+
+
+@contextmanager
+def _settings_named(keys: Iterable[str]) -> Iterator[None]:
+    """Profile errors of the block name `--set` for values that came from there: they are laid over as by `-O`."""
+    from pimcal.profile import ProfileError
+
+    try:
+        yield
+    except ProfileError as error:
+        starts = tuple(f"-O {key}" for key in keys)
+        told = (str(problem) for problem in error.problems)
+        lines = [f"--set{line.removeprefix('-O')}" if line.startswith(starts) else line for line in told]
+        raise ConfigError("\n".join(lines)) from error
 
 
 def _calibration(
@@ -137,6 +166,7 @@ def _calibration(
         found = o.load_data(spec, preprocess, images, 64)
     else:
         found, held_out = held_out.split(count)
+    o.check_calibration_images(found)
     found = found.in_memory()
 
     def batches(recipe: Recipe) -> Sequence[Any]:
@@ -168,14 +198,15 @@ def _print(table: dict[str, Any]) -> None:
     typer.echo(f"clean {metric} (digital hardware): {shown(metric, table['clean'])}")
     fixed = ("method", "seed", "value", "images", "mvms")
     keys = [key for key in table["rows"][0] if key not in fixed]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    keys.append("method")
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in table["rows"]:
-        groups.setdefault((*(row[key] for key in keys), row["method"]), []).append(row)
+        groups.setdefault(json.dumps([row[key] for key in keys]), []).append(row)  # values may be lists
     rows = [
-        (*where, *_spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
-        for where, found in groups.items()
+        (*(found[0][key] for key in keys), *_spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
+        for found in groups.values()
     ]
-    print_table((*keys, "method", metric, "min", "max", "images", "MVMs"), rows)
+    print_table((*keys, metric, "min", "max", "images", "MVMs"), rows)
 
 
 def _spread(metric: str, rows: list[dict[str, Any]]) -> tuple[str, str, str]:

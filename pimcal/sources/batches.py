@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pimcal.batches import tensors_in
+from pimcal.batches import inputs_in
 from pimcal.errors import DataError, UsageError
 
-# Inputs are one tensor [N, ...], or model arguments by name or in order; labels a tensor [N, ...] or
-# N of anything. Inputs in order without labels are a tuple of one, as `pimcal.batches.split_batch` has it.
-Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
+# Inputs are one tensor [N, ...], a list of N tensors, or model arguments by name or in order; labels a tensor
+# [N, ...] or N of anything. A list, and inputs in order, without labels are in a tuple of one, as
+# `pimcal.batches.split_batch` has it.
+Inputs = Tensor | list[Tensor] | Mapping[str, Any] | tuple[Any, ...]
 Batch = Tensor | Mapping[str, Any] | tuple[Inputs] | tuple[Inputs, Any]
 
 
@@ -34,7 +35,8 @@ class Chunk:
 class Batches:
     """Iterating yields `x` or, where `has_labels`, `(x, y)`.
 
-    `x` is a tensor or, for models of several arguments, a dict or a tuple of them (`(x,)` without labels).
+    `x` is a tensor or a list of them, one an image; or, for models of several arguments, a dict or a tuple of
+    them. Lists and tuples are `(x,)` without labels.
     """
 
     chunks: tuple[Chunk, ...]
@@ -101,18 +103,18 @@ def pack(inputs: Inputs, labels: Any) -> Batch:
     """The opposite of `unpack`."""
     if labels is not None:
         return inputs, labels
-    return (inputs,) if isinstance(inputs, tuple) else inputs
+    return (inputs,) if isinstance(inputs, tuple | list) else inputs
 
 
 def count_images(inputs: Inputs) -> int:
-    """How many images `inputs` holds: the length of the first tensor.
+    """How many images `inputs` holds: the length of the first tensor, or list of tensors.
 
     Raises:
         DataError: there is no tensor with a batch axis.
     """
-    for tensor in tensors_in(inputs):
-        if tensor.ndim:
-            return len(tensor)
+    for item in inputs_in(inputs):
+        if isinstance(item, list) or item.ndim:
+            return len(item)
     raise DataError("a batch holds no tensor with a batch axis; yield x, (x, y), or a dict of tensors")
 
 

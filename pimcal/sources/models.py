@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pimcal.blame import location
 from pimcal.errors import ConfigError, DataError, MissingExtraError, UsageError
 from pimcal.sources.batches import Inputs
 from pimcal.sources.checkpoints import check_finite, load_weights, read_checkpoint
@@ -56,7 +57,7 @@ def check_input(model: nn.Module, inputs: Inputs) -> Any:
                 return model(**inputs)
             return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     except Exception as error:  # the model is the user's: anything can come out of it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0] + location(error)
         raise DataError(
             f"the model does not take {_described(inputs)}{_first_layer(model)}; "
             f"resize or convert the images with --preprocess ({reason})"
@@ -107,6 +108,8 @@ def _described(inputs: Inputs) -> str:
         return f"the keyword arguments {', '.join(inputs)}"
     if isinstance(inputs, tuple):
         return f"{len(inputs)} arguments"
+    if isinstance(inputs, list):
+        return f"a list of {len(inputs)} images, the first of shape {list(inputs[0].shape)}"
     return f"images of shape {list(inputs.shape[1:])}"
 
 

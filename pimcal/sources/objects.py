@@ -10,10 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pimcal.errors import PimcalError, UsageError
+from pimcal.blame import blamed_on
+from pimcal.errors import UsageError
 from pimcal.suggest import did_you_mean
-
-_LIBRARIES = tuple(sysconfig.get_paths()[k] + os.sep for k in ("stdlib", "platstdlib", "purelib", "platlib"))
-_PIMCAL = str(Path(__file__).parents[1]) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class UserObject:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Code inside runs on behalf of the user: its imports work, its exceptions become `UsageError`."""
-        with _importable(self.folder), _blamed_on(self.spec):
+        with _importable(self.folder), blamed_on(self.spec):
             yield
 
 
@@ -69,7 +64,7 @@ def resolve(spec: str) -> UserObject:
         raise UsageError(f"{spec!r} names no Python object; write pkg.mod:name or file.py:name")
     is_file = module_name.endswith(".py")
     folder = Path(module_name).resolve().parent if is_file else Path.cwd()
-    with _importable(folder), _blamed_on(spec):
+    with _importable(folder), blamed_on(spec):
         module = _import_file(Path(module_name)) if is_file else _import_module(module_name)
         value = _attribute(module, name, spec)
     return UserObject(spec, value, folder)
@@ -136,24 +131,3 @@ def _importable(folder: Path) -> Iterator[None]:
     finally:
         if entry in sys.path:
             sys.path.remove(entry)
-
-
-@contextmanager
-def _blamed_on(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except PimcalError:
-        raise
-    except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise UsageError(f"{spec} failed with {what}{_location(error)}") from error
-
-
-def _location(error: BaseException) -> str:
-    """Where the user can act: the last line outside the installed libraries, else the last line at all."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}:{error.lineno})"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_PIMCAL, "<"))]
-    users = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
-    last = (users or frames)[-1:]
-    return "".join(f" ({frame.filename}:{frame.lineno})" for frame in last)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pimcal.batches import split_batch
+from pimcal.batches import is_image_list, split_batch
 from pimcal.errors import DataError, UsageError
 from pimcal.sources.batches import Batch, Inputs, count_images, cut, pack, unpack
 from pimcal.sources.objects import UserObject, resolve
@@ -23,8 +23,9 @@ def read_user_batches(spec: str, preprocess: Preprocess, images: int | None, bat
     """The first `images` images (None: all) of the iterable that `spec` names or returns, in its own batches.
 
     An item is what `pimcal.batches.split_batch` takes: `x`, `(x, y)`, `(x1, x2, y)`, or a dict of the
-    keyword arguments with the labels under `"labels"`. Arrays become tensors. A torch `Dataset` is put
-    in batches of `batch_size`. No more items are taken than needed.
+    keyword arguments with the labels under `"labels"`; `x` may be a list of tensors, one an image, and is
+    then preprocessed one by one. Arrays become tensors. A torch `Dataset` is put in batches of `batch_size`.
+    No more items are taken than needed.
 
     Raises:
         UsageError: there is no such iterable, its code raised, or it yields several inputs and `preprocess`
@@ -72,7 +73,7 @@ def _inputs_and_labels(item: Any, spec: str) -> tuple[Inputs, Any]:
     arguments = tuple(map(_tensor, positional))
     if named:
         return {key: _tensor(value) for key, value in named.items()}, _tensor(labels)
-    if not any(isinstance(argument, Tensor) for argument in arguments):
+    if not any(isinstance(argument, Tensor) or is_image_list(argument) for argument in arguments):
         raise DataError(f"{spec} yields {_described(item)}; x, (x, y), or a dict of keyword arguments is expected")
     return arguments if len(arguments) > 1 else arguments[0], _tensor(labels)
 
@@ -96,6 +97,8 @@ def _tensor(value: Any) -> Any:
 def _preprocessed(inputs: Inputs, preprocess: Preprocess, spec: str) -> Inputs:
     if isinstance(inputs, Tensor):
         return preprocess(inputs)
+    if isinstance(inputs, list):
+        return [preprocess(image[None])[0] for image in inputs]
     if preprocess is not none:
         raise UsageError(f"{spec} yields several inputs, which no --preprocess applies to; preprocess in {spec} itself")
     return inputs

@@ -14,6 +14,7 @@ from torch import Tensor
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import PimcalError
 from pimcal.quantize import largest_code
+from pimcal.tile_check import check_capabilities
 
 
 class BackendContract(ABC):
@@ -43,6 +44,7 @@ class BackendContract(ABC):
         assert device.identity
         assert all(limit is None or limit >= 1 for limit in limits)
         assert all(bits is None or 1 <= bits <= 64 for bits in widths)
+        check_capabilities(device)
         assert device.weight_bits is None or device.weight_unit == "full_scale"
         backend.program(0, weights_for(device))
         assert backend.capabilities == device
@@ -86,7 +88,7 @@ class BackendContract(ABC):
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_weights_that_are_not_finite_are_refused(self, backend: Backend, value: float) -> None:
         weights = weights_for(backend.capabilities)
-        weights[1, 1] = value
+        weights[-1, -1] = value
         with pytest.raises(PimcalError):
             backend.program(0, weights)
 

@@ -12,6 +12,7 @@ from pimcal_gaussian.backend import Gaussian
 from pimcal_gaussian.settings import GaussianSettings, RandomWalkDrift
 
 BOUNDED = SimpleNamespace(count=3, rows=24, cols=16)
+SINGLE = SimpleNamespace(count=3, rows=1, cols=1)
 UNBOUNDED = SimpleNamespace(count=None, rows=None, cols=None)
 
 
@@ -23,6 +24,16 @@ class TestIdeal(BackendContract):
 class TestUnboundedIdeal(BackendContract):
     def open_backend(self) -> Backend:
         return Ideal(IdealSettings(), UNBOUNDED)
+
+
+class TestIdealWithOneCell(BackendContract):
+    def open_backend(self) -> Backend:
+        return Ideal(IdealSettings(), SINGLE)
+
+
+class TestPlainWithOneCell(BackendContract):
+    def open_backend(self) -> Backend:
+        return Plain(PlainSettings(weight_bits=2, input_bits=8), SINGLE)
 
 
 class TestPlain(BackendContract):

@@ -9,6 +9,8 @@ from pimcal.batches import batch_size, first_images, moved, split_batch, tensors
 from pimcal.errors import DataError
 
 X, X2, Y = torch.zeros(3, 2), torch.zeros(3, 5), torch.zeros(3)
+IMAGES = [torch.zeros(2, 4, size) for size in (5, 6, 7)]  # of unequal size
+BOXES = [{"box": n} for n in range(3)]
 Pair = namedtuple("Pair", "left right")
 
 
@@ -27,6 +29,12 @@ Pair = namedtuple("Pair", "left right")
         ({"a": X, "labels": Y}, (), {"a": X}, Y),
         ({"a": X, "target": Y}, (), {"a": X}, Y),
         (({"a": X}, Y), (), {"a": X}, Y),
+        ([[X, X2], Y], (X, X2), {}, Y),
+        ([[X, X2]], (X, X2), {}, None),
+        ((IMAGES, BOXES), (IMAGES,), {}, BOXES),
+        ((IMAGES,), (IMAGES,), {}, None),
+        ((IMAGES, X, Y), (IMAGES, X), {}, Y),
+        ({"images": IMAGES, "targets": BOXES}, (), {"images": IMAGES}, BOXES),
     ],
 )
 def test_inputs_and_target_are_told_apart(batch, args, kwargs, target):
@@ -87,3 +95,34 @@ def test_the_first_images_keep_the_form_of_the_batch():
     assert found["table"].shape == (7, 2)
     assert found["scale"].shape == ()
     assert first_images(batch, 3) is batch
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [(IMAGES, BOXES), (IMAGES,), {"images": IMAGES, "targets": BOXES}, ((IMAGES, X), BOXES), ({"images": IMAGES}, Y)],
+)
+def test_a_list_of_images_is_cut_and_moved_as_a_list(batch):
+    first = moved(first_images(batch, 2), torch.device("meta"))
+
+    args, kwargs, target = split_batch(first)
+    images = kwargs["images"] if kwargs else args[0]
+    assert [tuple(image.shape) for image in images] == [(2, 4, 5), (2, 4, 6)]
+    assert {image.device.type for image in images} == {"meta"}
+    assert target is None or len(target) == 2
+    assert batch_size(first) == 2
+
+
+def test_the_first_images_of_what_a_dataloader_gives_are_cut_together():
+    pairs = [((torch.zeros(2), torch.zeros(5)), 1)] * 3
+    batch = next(iter(torch.utils.data.DataLoader(pairs, 3)))
+
+    args, _, target = split_batch(first_images(batch, 2))
+
+    assert [tuple(x.shape) for x in args] == [(2, 2), (2, 5)]
+    assert target.shape == (2,)
+
+
+def test_a_list_of_as_many_inputs_as_images_is_not_mistaken_for_images():
+    args, _, target = split_batch(first_images([X, X2, Y], 2))
+
+    assert [len(x) for x in (*args, target)] == [2, 2, 2]

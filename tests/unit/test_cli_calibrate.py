@@ -157,3 +157,10 @@ def test_record_file_is_safetensors_with_its_provenance_as_json(lab, pimcal_run)
         about = json.loads(file.metadata()["pimcal"])
         assert sorted(file.keys()) == [f"{norm}:{part}" for norm in (1, 4, 7) for part in ("mean", "var")]
     assert about["made_with"]["profile"] == "gaussian_mul"
+
+
+def test_few_held_out_images_are_remarked_upon(lab, pimcal_run):
+    few = pimcal_run("calibrate", *lab.on("ideal"), "--images", "360", "--json")
+    assert few.json["gate"]["images"] == 40
+    assert "the gate's judgement is coarse: of 40 held-out images each counts 2.5 %" in few.err
+    assert "coarse" not in pimcal_run("calibrate", *lab.on("ideal"), "--images", "350").err

@@ -306,7 +306,11 @@ def test_label_that_is_no_class_is_refused(lab, pimcal_run):
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (("--method", "pairde"), 2, "unknown calibration method 'pairde'; choose one of: ema, pooled, paired, affine"),
+        (
+            ("--method", "pairde"),
+            2,
+            "unknown calibration method 'pairde'; did you mean 'paired'? (known: ema, pooled, ",
+        ),
         (("--metric", "acuracy"), 2, "there is no metric 'acuracy'; did you mean 'accuracy'?"),
         (("--torch-device", "cudo"), 2, "--torch-device cudo: "),
         (("--torch-device", "meta"), 2, "--torch-device meta: "),
@@ -319,7 +323,7 @@ def test_label_that_is_no_class_is_refused(lab, pimcal_run):
         (("--images", "0"), 2, "--images"),
         (("--images", "many"), 2, "--images"),
         (("--max-drop", "-1"), 2, "--max-drop"),
-        (("--active", "absent.safetensors"), 65, "absent.safetensors: not a calibration record"),
+        (("--active", "absent.safetensors"), 65, "there is no file absent.safetensors"),
         (("--out", "."), 2, "--out . is a folder"),
         (("--no-such-option",), 2, "No such option"),
     ],
@@ -330,6 +334,36 @@ def test_options_that_do_not_fit_are_refused_and_nothing_is_written(lab, pimcal_
     assert said in done.err
     assert "Traceback" not in done.err
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("calibrate", ("--method", "pairde")),
+        ("calibrate", ("--images", "1")),
+        ("calibrate", ("--metric", "acuracy")),
+        ("calibrate", ("--metric", "accuracy", "--data", "npz:bare.npz")),
+        ("calibrate", ("--active", "bare.npz")),
+        ("evaluate", ("--metric", "acuracy")),
+        ("evaluate", ("--metric", "accuracy", "--data", "npz:bare.npz")),
+        ("evaluate", ("--record", "bare.npz")),
+    ],
+)
+def test_arguments_are_checked_before_the_device_is_opened(lab, pimcal_run, own_registry, command, more):
+    class Chip(Ideal):
+        def __init__(self, settings, tiles):
+            raise DeviceUnavailableError("opened")
+
+    class Vendor:
+        @hookimpl
+        def pimcal_register_backends(self, register):
+            register(name="chip", backend=Chip, settings=IdealSettings)
+
+    own_registry.register_plugin(Vendor())
+    Path("mine.yaml").write_text("schema: pimcal/1\nbackend: chip\n")
+    data_of(lab, "bare.npz", lambda arrays: {"images": arrays["images"]})
+    assert pimcal_run(command, *lab.on("mine.yaml")).code == DeviceUnavailableError.exit_code
+    assert pimcal_run(command, *lab.on("mine.yaml"), *more).code in (2, 65)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -417,7 +451,7 @@ def test_folder_without_permission_is_refused_before_the_work(lab, pimcal_run):
     Path("locked").mkdir(mode=0o500)
     for command in (("calibrate", "--out", "locked/made.safetensors"), ("sweep", "--out", "locked/deep")):
         said = refused(pimcal_run(command[0], *lab.on(), *command[1:]), 74)
-        assert "no permission to make a file in" in said
+        assert "no file can be made in" in said
 
 
 def limited():
@@ -504,6 +538,62 @@ def test_reader_that_goes_away_is_no_error_to_shout_about(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+@pytest.mark.parametrize("arguments", [("backends",), ("backends", "--json"), ("profiles", "list"), ("--version",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_told_as_such(tmp_path, monkeypatch, arguments, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    command = [sys.executable, "-m", "pimcal", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (74, "error: cannot write to standard output: No space left on device\n")
+
+
+TALKATIVE = """
+from network import minus_accuracy, net as quiet
+import numpy as np
+
+def net():
+    print("the model talks")
+    made = quiet()
+    made.register_forward_hook(lambda *_: print("a layer talks"))
+    return made
+
+def quality(outputs, labels):
+    print("the metric talks")
+    return 1.0
+
+def images():
+    print("the data talk")
+    with np.load("DATA") as archive:
+        return [(torch.from_numpy(archive["images"]), torch.from_numpy(archive["labels"]))]
+
+import torch
+"""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate", "sweep", "placement"])
+def test_json_is_alone_on_stdout_where_the_users_own_code_prints(lab, pimcal_run, command):
+    own = lab.folder / "talkative.py"
+    own.write_text(TALKATIVE.replace("DATA", str(lab.folder / "images.npz")))
+    options = ["--profile", "ideal", "--model", f"{own}:net", "--data", f"{own}:images"]
+    if command != "placement":
+        options += ["--metric", f"{own}:quality"]
+    done = pimcal_run(command, *options, "--json")
+    assert done.json
+    for said in ("the model talks", "a layer talks", "the data talk"):
+        assert said in done.err
+    assert ("the metric talks" in done.err) == (command != "placement")
+    assert "the model talks" in pimcal_run(command, *options).out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_host_pattern_without_a_layer_is_told_on_stderr(lab, pimcal_run, command):
+    done = pimcal_run(command, *lab.on("ideal"), "-O", 'host=["tail"]', "--json")
+    assert done.json
+    assert done.err.count("host pattern 'tail' matches no layer of this model") == 1
 
 
 # starting

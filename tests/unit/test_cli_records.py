@@ -66,7 +66,9 @@ def test_diff_prints_what_differs(made, pimcal_run):
 
 @pytest.mark.parametrize("command", [("show",), ("diff", "paired.safetensors")])
 def test_what_is_no_record_is_refused_by_name(lab, made, pimcal_run, command):
-    for path in (lab.weights, lab.network, "absent.safetensors", "."):
+    for path in (lab.weights, lab.network, "."):
         done = pimcal_run("records", *command, path)
         assert (done.code, done.out) == (65, "")
         assert f"error: {path}: not a calibration record" in done.err
+    done = pimcal_run("records", *command, "absent.safetensors")
+    assert (done.code, done.out, done.err) == (65, "", "error: there is no file absent.safetensors\n")

@@ -106,16 +106,26 @@ def test_without_matplotlib_the_tables_are_written_and_the_extra_is_named(lab, p
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--methods", "pairde"), 2, "unknown method 'pairde' in --methods; choose from: none, references, ema"),
+        (
+            ("--methods", "pairde"),
+            2,
+            "unknown method 'pairde' in --methods; did you mean 'paired'? (known: none, references, ema",
+        ),
         (("--methods", "paired+references"), 2, "unknown method 'paired+references'"),
         (("--set", "device.eta0"), 2, "--set 'device.eta0': write KEY=VALUE,VALUE,..."),
         (("--set", "device.eta0="), 2, "--set 'device.eta0='"),
-        (("--set", "device.eta0=0.1,,0.2"), 2, "no value"),
+        (("--set", "device.eta0=0.1,,0.2"), 2, "--set 'device.eta0=0.1,,0.2': "),
+        (("--set", "device.eta0= "), 2, "--set 'device.eta0= ': write KEY=VALUE,VALUE,..."),
+        (("--set", "=0.1"), 2, "--set '=0.1': write KEY=VALUE,VALUE,..."),
+        (("--set", 'host=["0"'), 2, "write values as in a YAML list"),
+        (("--set", "device.seed=1,2"), 2, "--set device.seed: a sweep's seeds set it; use --seed and --seeds"),
+        (("--set", "references.offset=1,2"), 2, "name references in --methods"),
         ((*SETTING, "--set", "device.eta0=0.5"), 2, "--set device.eta0 is given twice"),
-        (("--set", "device.eta=0.1"), 78, "-O device.eta=0.1: unknown key; did you mean 'device.eta0'?"),
-        (("--set", "device.eta0=0.1,high"), 78, "-O device.eta0=high: must be a valid number"),
+        (("--set", "device.eta=0.1"), 78, "--set device.eta=0.1: unknown key; did you mean 'device.eta0'?"),
+        (("--set", "device.eta0=0.1,high"), 78, "--set device.eta0=high: must be a valid number"),
         (("--seeds", "0"), 2, "--seeds"),
         (("--images", "400", "--methods", "paired"), 65, "400 images are too few to set 400 apart"),
+        (("--images", "1", "--methods", "paired"), 65, "at least 2 images"),
         (("--metric", "acuracy"), 2, "did you mean 'accuracy'?"),
     ],
 )
@@ -132,3 +142,22 @@ def test_folder_that_cannot_be_written_is_refused_before_the_work(lab, pimcal_ru
     assert (done.code, done.out) == (74, "")
     assert "cannot write to file/deeper: " in done.err
     assert Path("file").read_text() == "mine"
+
+
+def test_values_may_be_lists(lab, pimcal_run):
+    options = ("--set", 'host=["0"],["0", "3"]', "--methods", "none")
+    rows = pimcal_run("sweep", *lab.on("ideal"), *options, "--out", "out", "--json").json["rows"]
+    assert [row["host"] for row in rows] == [["0"], ["0", "3"]]
+    table = pimcal_run("sweep", *lab.on("ideal"), *options, "--seeds", "2").out.splitlines()[2:]
+    assert [line.partition("]")[0] for line in table] == ["['0'", "['0', '3'"]
+
+
+def test_methods_may_have_spaces_between_them_and_count_once(lab, pimcal_run):
+    rows = pimcal_run("sweep", *lab.on("ideal"), "--methods", "none, paired,none", "--json").json["rows"]
+    assert [row["method"] for row in rows] == ["none", "paired"]
+
+
+def test_host_pattern_without_a_layer_is_told_once(lab, pimcal_run):
+    done = pimcal_run("sweep", *lab.on("ideal"), "-O", 'host=["tail"]', "--methods", "none,paired", "--json")
+    assert done.json["rows"]
+    assert done.err.count("host pattern 'tail' matches no layer of this model") == 1

@@ -349,3 +349,49 @@ def test_deploying_in_inference_mode_can_be_calibrated_outside(open_backend):
 def test_an_open_device_is_not_pickled(open_backend, tmp_path):
     with pytest.raises(TypeError, match=r"torch\.save\(net\.state_dict\(\), path\)"):
         torch.save(pimcal.deploy(cnn(), open_backend("ideal")), tmp_path / "never-written")
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: (compiled(model), model),
+        lambda model: (compiled(model[0]), model[0]),
+        lambda model: (compiled(nn.Sequential(compiled(model[:6]), *model[6:])), nn.Sequential(model[:6], *model[6:])),
+        lambda model: (nn.Sequential(compiled(model[:3]), compiled(model[3])), nn.Sequential(model[:3], model[3])),
+    ],
+    ids=["the whole", "one layer", "within another", "parts"],
+)
+def test_a_compiled_model_is_deployed_as_the_plain_one(open_backend, wrap):
+    model, plain = wrap(cnn().eval())
+    before, x = [name for name, _ in model.named_modules()], torch.randn(3, 2, 5, 5)
+
+    net, expected = (pimcal.deploy(m, open_backend("gaussian", NOISE)) for m in (model, plain))
+
+    assert torch.equal(net(x), expected(x))
+    assert list(net.layers) == list(expected.layers)
+    assert list(net.state_dict()) == list(expected.state_dict())
+    assert net.model_hash == expected.model_hash
+    assert [name for name, _ in model.named_modules()] == before
+    shared = {p.data_ptr() for p in net.module.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert shared == {p.data_ptr() for p in plain.modules() for p in p.parameters(recurse=False) if p.dim() > 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("place", ["the model", "1"])
+def test_torchscript_is_refused(open_backend, place):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
+    model = scripted if place == "the model" else nn.Sequential(nn.Linear(4, 4), scripted)
+
+    with pytest.raises(UsageError, match=f"{place} is TorchScript.*deploy the Python module it was scripted from"):
+        pimcal.deploy(model, open_backend("ideal"))
+
+
+def test_what_is_no_module_or_no_device_is_refused(open_backend):
+    with pytest.raises(UsageError, match=r"takes a torch\.nn\.Module, not a Tensor"):
+        pimcal.deploy(torch.zeros(2), open_backend("ideal"))
+    with pytest.raises(UsageError, match=r"takes an open device, not a str; open one with pimcal\.open_device"):
+        pimcal.deploy(nn.Linear(2, 2), "ideal")

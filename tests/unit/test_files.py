@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pimcal.errors import StorageError
-from pimcal.files import replace_together, write_atomically
+from pimcal.files import check_writable, replace_together, write_atomically
 
 
 def only(folder):
@@ -145,3 +145,41 @@ def test_a_place_that_is_no_folder_for_several_files_is_an_error_that_says_so(tm
         with pytest.raises(StorageError, match="cannot write to"):
             replace_together(out, {"a": b"new"})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"mine"}
+
+
+def test_files_replaced_together_need_nothing_beside_their_folder(tmp_path: Path) -> None:
+    """The folder may be a mount point, or stand where nothing else may be made."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("former")
+    os.utime(tmp_path, (0, 0))
+    check_writable(out)
+    replace_together(out, {"a": b"new", "b": b"more"})
+    assert tmp_path.stat().st_mtime == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {"a": b"new", "b": b"more"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_new_folders_go_again_where_their_files_cannot_be_written(tmp_path, monkeypatch, error):
+    (tmp_path / "old").mkdir()
+
+    def interrupted(*args):
+        raise error
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(StorageError if isinstance(error, OSError) else error):
+        replace_together(tmp_path / "old" / "new" / "deep", {"a": b"content"})
+    monkeypatch.undo()
+    assert only(tmp_path) == ["old"]
+    assert only(tmp_path / "old") == []
+
+
+def test_whether_a_folder_can_be_written_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deep")
+    assert only(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which not even root makes files")  # noqa: PTH112
+def test_a_folder_that_takes_no_file_is_refused_whatever_its_mode_says() -> None:
+    with pytest.raises(StorageError, match="cannot write to /proc/self: no file can be made in /proc/self"):
+        check_writable(Path("/proc/self"))

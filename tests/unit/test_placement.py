@@ -104,6 +104,34 @@ def test_rows_are_cut_inside_a_channel_where_none_fits():
     assert [(block.start, block.stop) for block in placed.blocks] == [(0, 8), (8, 16), (16, 18)]
 
 
+def test_rows_are_cut_inside_a_channel_where_whole_channels_need_more_pieces():
+    (placed,) = place([MatrixShape("conv", 1, 36, 4, row_unit=9)], Limits(None, 16, None))
+
+    assert [(block.start, block.stop) for block in placed.blocks] == [(0, 16), (16, 32), (32, 36)]
+
+
+@given(rows=st.integers(1, 40), cols=st.integers(1, 10), unit=st.sampled_from([1, 3, 9]), tile_rows=st.integers(1, 20))
+def test_a_layer_that_fits_is_placed_whatever_its_kernel(rows, cols, unit, tile_rows):
+    limits = Limits(-(-rows // tile_rows) * -(-cols // 4), tile_rows, 4)  # no more tiles than plain cuts need
+
+    assert place([MatrixShape("conv", 1, rows, cols, row_unit=unit)], limits)
+
+
+def test_whole_channels_are_given_up_where_only_that_makes_a_layer_fit():
+    # 8 rows are 4 + 4, each with a tile of its own, or 6 + 2: the two groups' rests share the third tile
+    (placed,) = place([MatrixShape("conv", 2, 8, 4, row_unit=4)], Limits(3, 6, 4))
+
+    assert placed.tiles == (0, 1, 2)
+    assert {(block.start, block.stop) for block in placed.blocks} == {(0, 6), (6, 8)}
+
+
+def test_a_layer_that_opens_a_load_of_its_own_may_be_cut_inside_channels_too():
+    first, second = place([MatrixShape("fc", 1, 6, 4), MatrixShape("conv", 2, 8, 4, row_unit=4)], Limits(3, 6, 4))
+
+    assert (first.load, second.load) == (0, 1)
+    assert second.tiles == (0, 1, 2)
+
+
 def test_layers_share_the_tiles_of_a_small_device():
     first, second = place([MatrixShape("a", 1, 4, 3), MatrixShape("b", 1, 4, 3)], Limits(1, 4, 6))
 

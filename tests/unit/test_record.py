@@ -223,9 +223,9 @@ def test_what_is_no_record_is_refused_by_its_name(tmp_path, content):
         Record.load(path)
 
 
-@pytest.mark.parametrize("name", ["absent", "."])
-def test_a_missing_file_or_a_folder_is_refused(tmp_path, name):
-    with pytest.raises(DataError, match="not a calibration record"):
+@pytest.mark.parametrize(("name", "said"), [("absent", "there is no file .*absent"), (".", "not a calibration record")])
+def test_a_missing_file_or_a_folder_is_refused(tmp_path, name, said):
+    with pytest.raises(DataError, match=said):
         Record.load(tmp_path / name)
 
 

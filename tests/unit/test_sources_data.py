@@ -269,6 +269,13 @@ class Squares(Dataset):
 
 loader = DataLoader(TensorDataset(torch.rand(5, 3, 2, 2)), batch_size=2)
 
+def detection():
+    images = [torch.zeros(3, 2, width) for width in (4, 5, 6)]
+    return [(images, [{"box": n} for n in range(3)])] * 2
+
+def detection_unlabelled():
+    return [(images,) for images, _ in detection()]
+
 def arrays():
     return [(np.full((2, 3, 2, 2), 255, np.uint8), [0, 1])]
 
@@ -295,7 +302,7 @@ def two_inputs():
     return [(torch.zeros(3, 2), np.ones((3, 1)), torch.arange(3))] * 2
 
 def two_inputs_unlabelled():
-    return [([torch.zeros(3, 2), torch.ones(3, 1)],)] * 2
+    return [((torch.zeros(3, 2), torch.ones(3, 1)),)] * 2
 
 def text():
     return ["abc"]
@@ -373,6 +380,19 @@ def test_several_inputs_in_order_stay_apart_and_are_cut_together(own: str, name:
             positional, _, target = split_batch(batch)
             assert [tuple(x.shape) for x in positional] == [(n, 2), (n, 1)]
             assert target is None or len(target) == n
+
+
+@pytest.mark.parametrize("name", ["detection", "detection_unlabelled"])
+def test_images_of_unequal_size_come_as_a_list_and_are_preprocessed_each(own: str, name: str) -> None:
+    batches = load_batches(f"{own}:{name}", cifar10, images=5)
+    assert (batches.images, batches.has_labels) == (5, name == "detection")
+    first, rest = batches.split(1)
+    for part, sizes in ((first, [[4]]), (rest, [[5, 6], [4, 5]])):
+        for batch, widths in zip(part, sizes, strict=True):
+            (images,), _, target = split_batch(batch)
+            assert [tuple(image.shape) for image in images] == [(3, 2, width) for width in widths]
+            assert all(torch.equal(image, cifar10(torch.zeros(1, 3, 2, image.shape[2]))[0]) for image in images)
+            assert target is None or len(target) == len(widths)
 
 
 def test_labels_may_be_anything_with_one_entry_an_image(own: str) -> None:

@@ -55,7 +55,9 @@ def test_recipes_are_read_from_their_names(name, references, method):
 
 @pytest.mark.parametrize("name", ["", "pairde", "none+paired", "paired+references", "references+", "references+none"])
 def test_unknown_recipes_are_refused_with_the_known_ones(name):
-    with pytest.raises(UsageError, match=rf"unknown method '{name.replace('+', '[+]')}' in --methods; choose from"):
+    with pytest.raises(
+        UsageError, match=rf"unknown method '{name.replace('+', '[+]')}' in --methods.*[(]known: none, "
+    ):
         parse_recipe(name)
 
 
@@ -142,3 +144,17 @@ def test_a_wrong_value_is_refused_before_the_first_run(run):
 
 def test_without_settings_there_is_one_cell_a_seed_and_method(run):
     assert [(cell.setting, cell.seed) for cell in run({}, RECIPES[:1], seeds=(0, 1))] == [({}, 0), ({}, 1)]
+
+
+@pytest.mark.parametrize("setting", [{"device.seed": [5]}, {"references.offset": [2]}, {"references": [{"gain": 1}]}])
+def test_what_seeds_and_recipes_set_is_refused_as_a_setting(run, setting):
+    told = []
+    with pytest.raises(UsageError, match=f"--set {next(iter(setting))}: "):
+        run({"device.eta0": [0.1], **setting}, on_cell=told.append)
+    assert told == []
+
+
+def test_cells_carry_what_the_placement_has_to_say(run):
+    matched, unmatched = run({"host": [["0"], ["tail"]]}, RECIPES[:1])
+    assert (matched.notes, unmatched.notes) == ((), ("host pattern 'tail' matches no layer of this model",))
+    assert "notes" not in unmatched.as_row()
