@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pimcal import registry
 from pimcal.backend import Backend, Capabilities
-from pimcal.blame import blamed_on
 from pimcal.errors import DeviceUnavailableError
 from pimcal.profile import Profile, load_profile
 from pimcal.tile_check import check_capabilities
@@ -70,23 +69,37 @@ class Device:
                 f"device {self.capabilities.identity} is closed; open it again with pimcal.open_device and deploy anew"
             )
 
+    def _failed(self, error: OSError) -> DeviceUnavailableError:
+        """What a driver's own error becomes, so that a lost link is never taken for a fault of the model."""
+        reason = f"{type(error).__name__}: {error}"
+        return DeviceUnavailableError(
+            f"device {self.capabilities.identity} failed ({reason}); check its link and power"
+        )
+
     def program(self, tile: int, weights: Tensor) -> None:
         """Write `weights` ([rows, cols], device units) to a tile."""
         self.check_open()
-        with blamed_on(f"device {self.capabilities.identity}"):
+        try:
             self.backend.program(tile, weights.to(self._torch_device) if self._moves else weights)
+        except OSError as error:
+            raise self._failed(error) from error
         self.cost.programmed_cells += weights.numel()
         self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         """`inputs` ([n, rows]) times a tile: [n, cols], on the torch device of the inputs."""
         here = inputs if self._moves else inputs.cpu()
-        with blamed_on(f"device {self.capabilities.identity}"):
+        try:
             return self.backend.matmul(tile, here).to(inputs.device)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def effective_weights(self, tile: int) -> Tensor:
         """The backend's effective weights of a tile, on the network's torch device."""
-        weights = self.backend.effective_weights(tile)
+        try:
+            weights = self.backend.effective_weights(tile)
+        except OSError as error:
+            raise self._failed(error) from error
         return weights if self._moves else weights.to(self._torch_device)
 
     def new_batch(self) -> None:

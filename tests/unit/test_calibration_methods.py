@@ -10,7 +10,7 @@ from torch import nn
 import pimcal
 from pimcal.calibration.methods import METHODS
 from pimcal.device import Device
-from pimcal.errors import DataError, UsageError
+from pimcal.errors import DataError, DeviceUnavailableError, UsageError
 from pimcal.ideal import Ideal, IdealSettings
 
 MUL = {"device.noise": "mul", "device.eta0": 0.4, "device.sigma_spatial": 0.3, "device.sigma_temporal": 0.0}
@@ -459,7 +459,7 @@ def test_a_device_that_fails_midway_leaves_the_network_as_it_was(open_backend, m
     before = snapshot(net)
     backend.left = 5
 
-    with pytest.raises(OSError, match="link lost"):
+    with pytest.raises(DeviceUnavailableError, match="link lost"):
         pimcal.calibrate(net, [images(8), images(8)], method)
 
     assert_as_before(before, net)

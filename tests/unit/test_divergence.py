@@ -13,6 +13,7 @@ from torch import nn
 
 import pimcal
 from pimcal.calibration.divergence import BINS, divergence, divergences
+from pimcal.errors import UsageError
 
 counts = st.lists(st.integers(0, 1000), min_size=2, max_size=40)
 
@@ -120,7 +121,7 @@ def test_corrections_in_force_are_looked_through(open_backend):
 
 def test_nothing_is_left_hooked_after_a_failure(open_backend):
     net = pimcal.deploy(Net().eval(), open_backend("ideal"))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UsageError, match="expected input"):
         divergences(net, [torch.randn(2, 1, 6, 6), torch.randn(2, 3, 6, 6)])
     for model in (net.module, net.reference):
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
