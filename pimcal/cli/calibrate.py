@@ -37,6 +37,7 @@ def calibrate(
     model: o.ModelOption,
     data: o.OptionalData = None,
     calibration_data: o.CalibrationData = None,
+    held_out: o.HeldOut = None,
     weights: o.Weights = None,
     method: Annotated[
         str | None, typer.Option("--method", help="paired, affine, pooled or ema; left out: as the profile says.")
@@ -87,7 +88,9 @@ def calibrate(
         in_force = None if active is None else Record.load(active)
         subject = o.load_subject(profile, override, model, weights, seed, torch_device)
         count = images or subject.profile.calibration.images
-        found = _images(data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0)
+        found = _images(
+            data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0, held_out
+        )
         o.check_calibration_images(found.calibration)
         o.check_input(subject.model, next(iter(found.held_out)))
         chosen = o.choose_metric(metric, found.held_out.has_labels)
@@ -113,8 +116,10 @@ def _images(
     preprocess: str,
     batch_size: int,
     seed: int,
+    judged: int | None,
 ) -> Images:
-    held_out = o.load_data(data, preprocess, None, batch_size) if data else None
+    apart = count if calibration_data is None else 0
+    held_out = o.load_held_out(data, preprocess, judged, apart, batch_size) if data else None
     if calibration_data == "synthetic":
         return _synthetic_images(held_out, shape, count, seed)
     if calibration_data is not None:

@@ -44,6 +44,9 @@ CalibrationData = Annotated[
         "--calibration-data", metavar="SPEC", help="As --data, or `synthetic`; left out: the first of --data."
     ),
 ]
+HeldOut = Annotated[
+    int | None, typer.Option("--held-out", min=1, help="How many images of --data to judge by; left out: all.")
+]
 Preprocess = Annotated[
     str, typer.Option("--preprocess", metavar="SPEC", help="imagenet, cifar10, none, file.py:name or pkg.mod:name.")
 ]
@@ -105,6 +108,11 @@ def load_data(spec: str, preprocess: str, images: int | None, batch_size: int) -
     from pimcal.sources.preprocess import load_preprocess
 
     return load_batches(spec, load_preprocess(preprocess), images, batch_size)
+
+
+def load_held_out(spec: str, preprocess: str, held_out: int | None, apart: int, batch_size: int) -> Batches:
+    """The images to judge by, behind `apart` others that are to calibrate on; endless data needs `held_out`."""
+    return load_data(spec, preprocess, None if held_out is None else held_out + apart, batch_size)
 
 
 def choose_metric(spec: str | None, has_labels: bool) -> Metric:

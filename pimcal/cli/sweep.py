@@ -40,6 +40,7 @@ def sweep(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many device seeds; they count up from --seed.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for sweep.csv, .json, .png.")] = None,
     calibration_data: o.CalibrationData = None,
+    held_out: o.HeldOut = None,
     images: Annotated[
         int | None,
         typer.Option(
@@ -69,12 +70,14 @@ def sweep(
         check_writable(out)
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, None, torch_device)
-        held_out = o.load_data(data, preprocess, None, batch_size)
-        held_out, calibration = _calibration(subject, recipes, held_out, calibration_data, images, preprocess, seed)
-        held_out = held_out.in_memory()
-        o.check_input(subject.model, next(iter(held_out)))
-        chosen = o.choose_metric(metric, held_out.has_labels)
-        clean = evaluate(subject.model, held_out, chosen).value
+        needed = images or subject.profile.calibration.images if any(recipe.method for recipe in recipes) else 0
+        apart = 0 if calibration_data else needed
+        judged = o.load_held_out(data, preprocess, held_out, apart, batch_size)
+        judged, calibration = _calibration(subject, recipes, judged, calibration_data, images, preprocess, seed)
+        judged = judged.in_memory()
+        o.check_input(subject.model, next(iter(judged)))
+        chosen = o.choose_metric(metric, judged.has_labels)
+        clean = evaluate(subject.model, judged, chosen).value
         cells: list[Cell] = []
         total = len(grid(varied)) * seeds * len(recipes)
         with _settings_named(varied), progress_bar("sweep", total) as progress:
@@ -84,7 +87,7 @@ def sweep(
                 progress(len(cells))
 
             run(
-                subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), held_out, calibration,
+                subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), judged, calibration,
                 chosen, on_cell,
             )  # fmt: skip
         for remark in dict.fromkeys(remark for cell in cells for remark in cell.notes):

@@ -51,14 +51,16 @@ def test_commands_specs_load_and_fit_each_other(prepared: Path, monkeypatch: pyt
     options = dict(zip(words[::2], words[1::2], strict=True))
     model = load_model(options["--model"], Path(options["--weights"]))
     preprocess = load_preprocess(options["--preprocess"])
-    images = int(options["--images"]) if "--images" in options else None
+    limit = options.get("--held-out", options.get("--images"))
+    images = None if limit is None else int(limit)
     running = resolve_metric(options.get("--metric", "accuracy")).start()
     for batch in load_batches(options["--data"], preprocess, images):
         inputs, labels = unpack(batch)
         running.update(check_input(model, inputs), labels, count_images(inputs))
     assert running.compute() > 0.9
     if "--calibration-data" in options:
-        assert load_batches(options["--calibration-data"], preprocess, images).images == images
+        calibration = int(options["--images"])
+        assert load_batches(options["--calibration-data"], preprocess, calibration).images == calibration
 
 
 def test_metric_that_needs_no_labels_is_as_the_guide_says(tmp_path: Path) -> None:
@@ -67,3 +69,17 @@ def test_metric_that_needs_no_labels_is_as_the_guide_says(tmp_path: Path) -> Non
     metric = resolve_metric(f"{tmp_path}/metric.py:largest_error")
     assert not metric.needs_labels
     assert not metric.higher_is_better
+
+
+def test_every_command_of_the_guide_runs(prepared: Path) -> None:
+    pytest.importorskip("torchvision")
+    commands = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("pimcal ")]
+    assert len(commands) >= 5
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in commands:
+        arguments = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(
+            arguments, cwd=prepared, env=environment, timeout=120, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout, command
