@@ -34,12 +34,13 @@ def note(text: str) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     # Piped output keeps its lines whole.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # as it is: rich would take "[vision]" for a style
     console.print(table)
 
 

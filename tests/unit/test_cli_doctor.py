@@ -9,6 +9,7 @@ import pytest
 import pimcal.ideal
 from pimcal import registry
 from pimcal.cli import doctor
+from pimcal.cli.output import print_table
 
 
 @pytest.fixture
@@ -98,3 +99,8 @@ def test_a_broken_backend_is_listed_with_the_reason_and_the_others_still_work(pi
     assert rows["broken"].startswith("no: ")
     assert "pimcal_absent_library" in rows["broken"]
     assert rows["ideal"] == "yes"
+
+
+def test_brackets_of_an_extra_are_printed(capsys):
+    print_table(("what", "found"), [("torchvision", "pip install 'pimcal[vision]'")])
+    assert "pip install 'pimcal[vision]'" in capsys.readouterr().out
