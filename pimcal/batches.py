@@ -59,14 +59,8 @@ def is_image_list(value: Any) -> bool:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors inside nested tuples, lists and mappings (a model's inputs or outputs)."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+    for item in inputs_in(value):
+        yield from item if isinstance(item, list) else (item,)
 
 
 def batch_size(batch: Any) -> int:

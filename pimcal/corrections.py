@@ -41,6 +41,11 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def eps_of(norm: nn.Module) -> float:
+    """What a normalisation adds to a variance; torch's default where it does not say."""
+    return float(getattr(norm, "eps", 1e-5))
+
+
 def set_statistics(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Overwrite a normalisation's running statistics, in place."""
     with torch.no_grad():

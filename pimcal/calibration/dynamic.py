@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pimcal.attention import own_attention
 from pimcal.calibration.moments import Moments, moments, moving_average, paired_statistics
 from pimcal.calibration.points import Point, norm_points, tapped
-from pimcal.corrections import Corrections, norms_of, set_statistics
+from pimcal.corrections import Corrections, corrections_in_force, eps_of, norms_of, set_statistics
 from pimcal.deployment import Deployment
 from pimcal.errors import UsageError
 
@@ -56,11 +56,7 @@ class DynamicCalibration:
     @property
     def corrections(self) -> Corrections:
         """The statistics as they are now; layers' gains and offsets that were in force stay part of them."""
-        statistics: Corrections = {
-            name: {"mean": norm.get_buffer("running_mean").clone(), "var": norm.get_buffer("running_var").clone()}
-            for name, norm in self._norms.items()
-        }
-        return {**self.net.corrections, **statistics}
+        return corrections_in_force(self.net)
 
     def __enter__(self) -> Self:
         tap = self._follow if self.method == "ema" else self._compare
@@ -102,7 +98,7 @@ class DynamicCalibration:
             self._averages[point.name] = pair
             norm, original = self._norms[point.name], self._originals[point.name]
             mean, var = original.get_buffer("running_mean"), original.get_buffer("running_var")
-            set_statistics(norm, *paired_statistics(mean, var, *pair, eps=float(getattr(norm, "eps", 1e-5))))
+            set_statistics(norm, *paired_statistics(mean, var, *pair, eps=eps_of(norm)))
             self.updates += 1
         return tensor
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pimcal.calibration.clean import CleanStatistics, Occasion, clean_statistics
 from pimcal.calibration.lockstep import Lockstep
@@ -20,7 +20,7 @@ from pimcal.calibration.moments import (
 )
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.calling import call_with, device_of
-from pimcal.corrections import Corrections, norms_of, set_statistics
+from pimcal.corrections import Corrections, eps_of, norms_of, set_statistics
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError, UsageError
 from pimcal.layers import ChannelCorrection
@@ -147,7 +147,7 @@ class _LayerByLayer:
             if pair is None:
                 return
             running = original.get_buffer("running_mean"), original.get_buffer("running_var")
-            mean, var = paired_statistics(*running, *pair, _eps(norm))
+            mean, var = paired_statistics(*running, *pair, eps_of(norm))
         _check_finite(name, mean, var)
         self.corrections[name] = {"mean": mean.float(), "var": var.float()}
         set_statistics(norm, mean, var)
@@ -162,10 +162,6 @@ class _LayerByLayer:
         self.corrections[name] = {"gain": gain, "offset": offset}
         correction, view = ChannelCorrection(gain, offset), self.net.layers[name].matrix.view
         return {batch: correction.apply(tensor, view) for batch, tensor in tensors.items()}
-
-
-def _eps(norm: nn.Module) -> float:
-    return float(getattr(norm, "eps", 1e-5))
 
 
 def _check_finite(name: str, *values: Tensor) -> None:
