@@ -141,12 +141,12 @@ class Gaussian(Backend):
         return factor.bfloat16() if factor.numel() >= _LARGE_TILE else factor
 
     def _with_noise(self, held: _Tile) -> Tensor:
-        """The weights with N_T drawn for every one of them; few tensor operations, this is the hot path."""
+        """The weights with N_T drawn for every one of them; few operations and one allocation, this is the hot path."""
         weights = held.weights
         noise = self._draws.normal_like(weights, mix(held.key ^ self._batch), self._mean, self._std)
         if held.factor is not None:
-            return torch.addcmul(weights, held.factor, noise)
-        return torch.addcmul(weights, weights, noise) if self._multiplies else noise.add_(weights)
+            return torch.addcmul(weights, held.factor, noise, out=noise)
+        return torch.addcmul(weights, weights, noise, out=noise) if self._multiplies else noise.add_(weights)
 
     def _with_level(self, held: _Tile, level: float) -> Tensor:
         """The weights with one N_T for all of them."""
