@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import pimcal
 from pimcal.evaluation import evaluate
 from pimcal.metrics import resolve_metric
-from pimcal.sweep import parse_recipe, with_references
+from pimcal.recipes import parse_recipe, with_references
 from pimcal.synthetic import synthetic_images
 
 NOISE = {"MUL 0.1": ("mul", 0.1), "MUL 0.2": ("mul", 0.2), "ADD 0.003": ("add", 0.003)}

@@ -30,6 +30,9 @@ class Capabilities:
 
     Where `input_bits` is set, `matmul` gets integer codes (as floating-point tensors) in the same ranges.
     `output_bits` tells how wide the device's own converters are; the device applies them itself.
+
+    `drift_compensation`: the profile asks for global drift compensation. The host then measures each tile when it is
+    programmed, and compensates all of them whenever the simulated clock has advanced.
     """
 
     identity: str
@@ -44,6 +47,7 @@ class Capabilities:
     weight_unit: WeightUnit = "raw"
     simulated_clock: bool = False
     effective_weights: bool = False
+    drift_compensation: bool = False
     firmware: str = ""
     mvm_s: float | None = None  # seconds that one matrix-vector product takes, where it is known
 
@@ -57,6 +61,14 @@ class Backend(ABC):
 
     def __init__(self, settings: Any, tiles: Any) -> None:  # noqa: B027 - a backend may need neither
         """`settings`: the validated `device:` part; `tiles`: `count`, `rows`, `cols`, None where unbounded."""
+
+    @classmethod
+    def check_installation(cls) -> str:
+        """Try what this backend needs from the machine; returns what was found, for `pimcal doctor`.
+
+        Raises ConfigError, MissingExtraError.
+        """
+        return ""
 
     @property
     @abstractmethod

@@ -15,9 +15,14 @@ from torch import Tensor
 
 from pimcal import registry
 from pimcal.backend import Backend, Capabilities
+from pimcal.drift_compensation import DriftCompensation, mean_magnitude, one_hot_inputs
 from pimcal.errors import DeviceUnavailableError
+from pimcal.events import DriftCompensated
 from pimcal.profile import Profile, load_profile
+from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
+
+_DRIFT = "drift_compensation"  # the device's own part of its state, beside the backend's
 
 
 @dataclass(slots=True)
@@ -61,6 +66,7 @@ class Device:
         self._torch_device = torch.device("cpu")
         # A simulator moves with the network; what has no `to` of its own gets everything on the CPU.
         self._moves = type(backend).to is not Backend.to
+        self._drift = DriftCompensation(self._read_out, watching=self.capabilities.drift_compensation)
 
     def check_open(self) -> None:
         """Raise DeviceUnavailableError after `close`."""
@@ -85,17 +91,26 @@ class Device:
             raise self._failed(error) from error
         self.cost.programmed_cells += weights.numel()
         self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
+        self._drift.programmed(tile, weights.shape[0])
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         """`inputs` ([n, rows]) times a tile: [n, cols], on the torch device of the inputs."""
+        outputs, gain = self._multiply(tile, inputs), self._drift.gains.get(tile)
+        return outputs if gain is None else outputs * gain
+
+    def effective_weights(self, tile: int) -> Tensor:
+        """The backend's effective weights of a tile, on the network's torch device."""
+        weights, gain = self._effective_weights(tile), self._drift.gains.get(tile)
+        return weights if gain is None else weights * gain
+
+    def _multiply(self, tile: int, inputs: Tensor) -> Tensor:
         here = inputs if self._moves else inputs.cpu()
         try:
             return self.backend.matmul(tile, here).to(inputs.device)
         except OSError as error:
             raise self._failed(error) from error
 
-    def effective_weights(self, tile: int) -> Tensor:
-        """The backend's effective weights of a tile, on the network's torch device."""
+    def _effective_weights(self, tile: int) -> Tensor:
         try:
             weights = self.backend.effective_weights(tile)
         except OSError as error:
@@ -117,29 +132,89 @@ class Device:
     def batch(self) -> Iterator[None]:
         """One inference batch: temporal noise is redrawn at its start, its wall time is counted."""
         self.new_batch()
-        start = self._clock()
+        with self._timed():
+            yield
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count a block's wall time; that of a block within it is not counted twice."""
+        start, before = self._clock(), self.cost.seconds
         try:
             yield
         finally:
-            self.cost.seconds += self._clock() - start
+            self.cost.seconds = before + self._clock() - start
 
     def advance(self, seconds: float) -> None:
-        """Let simulated time pass. Raises ConfigError on a device without a simulated clock."""
+        """Let simulated time pass. Raises ConfigError on a device without a simulated clock.
+
+        Where the profile asks for drift compensation (`capabilities.drift_compensation`), it runs afterwards.
+        """
         self.check_open()
         self.backend.advance(seconds)
+        if self.capabilities.drift_compensation:
+            self.compensate_drift()
 
     def telemetry(self) -> dict[str, float]:
         """The device's current readings by name and unit."""
         self.check_open()
         return self.backend.telemetry()
 
+    # drift compensation
+
+    def watch_drift(self) -> None:
+        """Measure each tile for `compensate_drift`: now those that are programmed, later each as it is programmed.
+
+        Call it right after deploying. A profile that asks for drift compensation needs no such call.
+        """
+        self.check_open()
+        self._drift.watch()
+
+    def compensate_drift(self) -> dict[int, float]:
+        """Measure all programmed tiles; from now on their outputs are multiplied by the gains that it returns, by tile.
+
+        A tile that is programmed anew loses its gain. See `pimcal.drift_compensation`; costs one product a row.
+        Raises UsageError where a tile was programmed before `watch_drift`, DataError where one answers NaN; no gain is
+        changed then.
+        """
+        self.check_open()
+        gains = self._drift.compensate()
+        if gains:
+            time_s = self.backend.telemetry().get("simulated_time_s")
+            registry.emit(DriftCompensated(self.capabilities.identity, gains, time_s))
+        return gains
+
+    def clear_drift_compensation(self) -> None:
+        """All gains are 1 again, until `compensate_drift` runs once more."""
+        self._drift.clear()
+
+    @torch.no_grad()
+    def _read_out(self, tile: int, rows: int) -> float:
+        """The mean magnitude of a tile's products with one-hot inputs, without its gain."""
+        with self._timed():
+            outputs = self._one_hot_products(tile, rows)
+        self.count(mvms=rows, rows=rows, cols=outputs[0].shape[1], vectors=rows)
+        return mean_magnitude(outputs)
+
+    def _one_hot_products(self, tile: int, rows: int) -> list[Tensor]:
+        if self.capabilities.effective_weights:
+            return [self._effective_weights(tile)]  # the same values, without the products
+        bits = self.capabilities.input_bits
+        value = 1 if bits is None else largest_code(bits, signed=self.capabilities.signed_inputs)
+        where = self._torch_device if self._moves else torch.device("cpu")
+        return [self._multiply(tile, inputs) for inputs in one_hot_inputs(rows, value, where)]
+
+    # state
+
     def state_dict(self) -> dict[str, Any]:
-        return self.backend.state_dict()
+        """A simulator's state with its drift compensation; empty for a real device, which keeps its own state."""
+        state = self.backend.state_dict()
+        return {**state, _DRIFT: self._drift.state_dict()} if state else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.check_open()
-        self.backend.load_state_dict(state)
+        self.backend.load_state_dict({key: value for key, value in state.items() if key != _DRIFT})
         self.backend.to(self._torch_device)
+        self._drift.load_state_dict(state.get(_DRIFT, {}))
 
     def to(self, torch_device: torch.device) -> None:
         """Follow the network to a torch device; what is programmed later goes there, too."""

@@ -44,8 +44,28 @@ class RecordReverted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class DriftCompensated(Event):
+    """Global drift compensation measured the tiles of a device and gave each its gain.
+
+    `identity` is the device's, `gains` are by tile; `simulated_time_s` is None where the device tells no such time.
+    """
+
+    identity: str
+    gains: dict[int, float]
+    simulated_time_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class SweepFinished(Event):
     """A sweep wrote its results to the folder `out`; `table` is what its JSON holds."""
+
+    table: dict[str, Any]
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineFinished(Event):
+    """A timeline wrote its results to the folder `out`; `table` is what its JSON holds."""
 
     table: dict[str, Any]
     out: Path

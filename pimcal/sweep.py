@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from pimcal.calibration.methods import METHODS, Method
 from pimcal.calibration.run import calibrate
 from pimcal.deployment import deploy
 from pimcal.device import open_device
@@ -17,7 +16,7 @@ from pimcal.errors import UsageError
 from pimcal.evaluation import evaluate
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
-from pimcal.suggest import did_you_mean
+from pimcal.recipes import Recipe, with_references, with_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +40,6 @@ class Cell:
         return {**row.pop("setting"), **row}
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A method as a sweep names it: `none`, `references`, a calibration method, or `references+METHOD`."""
-
-    name: str
-    references: bool
-    method: Method | None
-
-
-def parse_recipe(name: str) -> Recipe:
-    """Raises UsageError for a method that does not exist."""
-    parts = name.split("+")
-    references = parts[0] == "references"
-    rest = parts[1:] if references else parts
-    if name == "none" or (references and not rest):
-        return Recipe(name, references, None)
-    if len(rest) == 1 and rest[0] in METHODS:
-        return Recipe(name, references, rest[0])
-    known = ["none", "references", *METHODS, *(f"references+{method}" for method in METHODS)]
-    raise UsageError(f"unknown method '{name}' in --methods{did_you_mean(name, known)} (known: {', '.join(known)})")
-
-
 def check_settings(keys: Iterable[str]) -> None:
     """Raise UsageError for a profile key that the seeds or the recipes of a sweep set."""
     for key in keys:
@@ -77,23 +54,6 @@ def check_settings(keys: Iterable[str]) -> None:
 def grid(settings: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """All combinations of the settings' values, the last setting changing fastest."""
     return [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
-
-
-def with_references(profile: Profile, wanted: bool) -> Profile:
-    """The profile with its reference columns, or with one of each where it has none; or without any."""
-    columns = profile.references
-    if not wanted:
-        return profile.with_overrides({"references.offset": 0, "references.gain": 0})
-    if columns.offset or columns.gain:
-        return profile
-    return profile.with_overrides({"references.offset": 1, "references.gain": 1})
-
-
-def with_seed(profile: Profile, seed: int) -> Profile:
-    """The profile with its device's seed set, where its backend draws random numbers at all."""
-    if "seed" not in type(profile.settings).model_fields:
-        return profile
-    return profile.with_overrides({"device.seed": seed})
 
 
 def sweep(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pimcal.backend import Backend, Capabilities
+from pimcal.draws import Draws, key_of, mix
 from pimcal.errors import UsageError
 from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
-from pimcal_gaussian.draws import Draws, key_of, mix
 from pimcal_gaussian.drift import RandomWalk, eta0_ratio, temperature_c
 from pimcal_gaussian.settings import GaussianSettings, TemperatureDrift
 

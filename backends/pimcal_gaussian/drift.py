@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pimcal_gaussian.draws import Draws, key_of
+from pimcal.draws import Draws, key_of
 from pimcal_gaussian.settings import (
     Drift,
     LinearDrift,

@@ -13,7 +13,7 @@ import typer
 import pimcal
 from pimcal import registry
 from pimcal.cli import backends as backends_command
-from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records, sweep
+from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records, sweep, timeline
 from pimcal.errors import PimcalError, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -48,6 +48,7 @@ def build() -> typer.Typer:
     app.command("evaluate")(evaluate.evaluate)
     app.command("calibrate")(calibrate.calibrate)
     app.command("sweep")(sweep.sweep)
+    app.command("timeline")(timeline.timeline)
     app.add_typer(records.app, name="records")
     return app
 

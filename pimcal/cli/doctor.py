@@ -8,49 +8,79 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import typer
 
+from pimcal import registry
 from pimcal.cli.options import Json
-from pimcal.cli.output import print_json, print_table
-from pimcal.errors import ConfigError, PimcalError
+from pimcal.cli.output import print_json, print_table, stdout_for_json
+from pimcal.errors import ConfigError, MissingExtraError, PimcalError
 
-EXTRAS = {"torchvision": "vision", "matplotlib": "report", "sklearn": "demo", "aihwkit": "aihwkit"}
+EXTRAS = {"torchvision": "vision", "matplotlib": "report", "sklearn": "demo"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried. `needed`: pimcal does not work without it."""
+    """One thing that was tried. `needed`: pimcal does not work without it. `missing`: it is not installed."""
 
     what: str
     ok: bool
     told: str
     needed: bool = True
+    missing: bool = False
+
+    @property
+    def mark(self) -> str:
+        if self.ok:
+            return "ok"
+        return "missing" if self.missing else "FAILED"
 
 
 def doctor(as_json: Json = False) -> None:
     """Try what pimcal needs, and say what is missing and how to get it; exits with 78 if pimcal cannot work."""
-    findings = [
+    with stdout_for_json(as_json):
+        findings = _findings()
+    works = all(found.ok for found in findings if found.needed)
+    if as_json:
+        print_json({"ok": works, "findings": [asdict(found) for found in findings]})
+    else:
+        _print(findings)
+    if not works:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+def _findings() -> list[Finding]:
+    return [
         Finding("python", sys.version_info >= (3, 11), platform.python_version()),
         _try("torch", _torch),
         _try("torch device", _torch_devices),
         *(_optional(library, extra) for library, extra in EXTRAS.items()),
         _try("a network on the simulator", _simulator),
+        *(_try(f"backend {name}", partial(_backend, name), needed=False) for name in registry.backend_names()),
     ]
-    if as_json:
-        print_json({"ok": all(f.ok for f in findings if f.needed), "findings": [asdict(f) for f in findings]})
-    else:
-        marks = {(True, True): "ok", (True, False): "ok", (False, True): "FAILED", (False, False): "missing"}
-        print_table(("", "what", "found"), [(marks[f.ok, f.needed], f.what, f.told) for f in findings])
-    if not all(f.ok for f in findings if f.needed):
-        raise typer.Exit(ConfigError.exit_code)
 
 
-def _try(what: str, check: Callable[[], str]) -> Finding:
+def _print(findings: list[Finding]) -> None:
+    """A table with each finding's first line; the rest comes below, so that commands stay whole to copy."""
+    told = [(found, *found.told.partition("\n")) for found in findings]
+    print_table(("", "what", "found"), [(found.mark, found.what, first) for found, first, _, _ in told])
+    for found, _, _, rest in told:
+        if rest:
+            typer.echo(f"\n{found.what}:\n{rest}")
+
+
+def _try(what: str, check: Callable[[], str], needed: bool = True) -> Finding:
     try:
-        return Finding(what, True, check())
-    except (PimcalError, ImportError, OSError, RuntimeError) as error:
-        return Finding(what, False, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return Finding(what, True, check(), needed)
+    except PimcalError as error:
+        return Finding(what, False, str(error), needed, missing=isinstance(error, MissingExtraError))
+    except Exception as error:  # whatever is broken, the rest is still worth knowing
+        return Finding(what, False, f"{type(error).__name__}: {_first_line(error)}", needed)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no reason given")
 
 
 def _optional(library: str, extra: str) -> Finding:
@@ -58,14 +88,21 @@ def _optional(library: str, extra: str) -> Finding:
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, f"optional; install with: pip install 'pimcal[{extra}]'", needed=False)
+        told = f"optional; install with: pip install 'pimcal[{extra}]'"
+        return Finding(name, False, told, needed=False, missing=True)
     try:
         importlib.import_module(library)
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        told = f"{version} is installed but does not load beside this torch ({reason}); reinstall both from one place"
+    except Exception as error:
+        told = (
+            f"{version} is installed but does not load beside this torch ({_first_line(error)}); "
+            "reinstall both from one place"
+        )
         return Finding(name, False, told, needed=False)
     return Finding(name, True, version, needed=False)
+
+
+def _backend(name: str) -> str:
+    return registry.backend_class(name).check_installation() or "loads"
 
 
 def _torch() -> str:

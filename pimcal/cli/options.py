@@ -97,7 +97,7 @@ def read_profile(profile: str, overrides: list[str] | None, seed: int | None = N
     loaded = load_profile(profile, parsed)
     if seed is None:
         return loaded
-    from pimcal.sweep import with_seed
+    from pimcal.recipes import with_seed
 
     return with_seed(loaded, seed)
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimcal import registry
+from pimcal.cli import comparison as c
 from pimcal.cli import options as o
-from pimcal.cli.output import note, print_json, print_table, progress_bar, shown, stdout_for_json
-from pimcal.errors import ConfigError, MissingExtraError, UsageError
+from pimcal.cli.output import print_json, print_table, progress_bar, shown, stdout_for_json
+from pimcal.errors import ConfigError, UsageError
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
-    from pimcal.sources.batches import Batches
-    from pimcal.sweep import Cell, Recipe
-
-USES_ALL_IMAGES = ("ema", "pooled")  # methods that estimate moments anew, and need all images that there are
+    from pimcal.sweep import Cell
 
 
 def sweep(
@@ -37,47 +32,35 @@ def sweep(
     methods: Annotated[
         str, typer.Option("--methods", help="none, references, paired, affine, pooled, ema, references+paired, ...")
     ] = "none,references,paired",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many device seeds; they count up from --seed.")] = 1,
+    seeds: c.Seeds = 1,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for sweep.csv, .json, .png.")] = None,
     calibration_data: o.CalibrationData = None,
     held_out: o.HeldOut = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--images", min=1, help="Calibration images; left out: all for ema and pooled, else the profile's."
-        ),
-    ] = None,
+    images: c.Images = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = "none",
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, max=o.MAX_SEED, help="First seed of the simulated device; seeds torch, too.")
-    ] = 0,
+    seed: c.FirstSeed = 0,
     torch_device: o.TorchDevice = "cpu",
     override: o.Overrides = None,
     as_json: o.Json = False,
 ) -> None:
     """Evaluate a network for every setting, method and seed; write a table and a plot."""
-    from pimcal.evaluation import evaluate
-    from pimcal.sweep import check_settings, grid, parse_recipe
+    from pimcal.events import SweepFinished
+    from pimcal.sweep import check_settings, grid
     from pimcal.sweep import sweep as run
 
-    recipes = [parse_recipe(name) for name in dict.fromkeys(part.strip() for part in methods.split(","))]
+    recipes = c.parse_recipes(methods)
     varied = _parse_settings(settings or [])
     check_settings(varied)
     if out is not None:
         check_writable(out)
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, None, torch_device)
-        needed = images or subject.profile.calibration.images if any(recipe.method for recipe in recipes) else 0
-        apart = 0 if calibration_data else needed
-        judged = o.load_held_out(data, preprocess, held_out, apart, batch_size)
-        judged, calibration = _calibration(subject, recipes, judged, calibration_data, images, preprocess, seed)
-        judged = judged.in_memory()
-        o.check_input(subject.model, next(iter(judged)))
-        chosen = o.choose_metric(metric, judged.has_labels)
-        clean = evaluate(subject.model, judged, chosen).value
+        same = c.load_comparison(
+            subject, recipes, data, calibration_data, held_out, images, preprocess, metric, batch_size, seed
+        )
         cells: list[Cell] = []
         total = len(grid(varied)) * seeds * len(recipes)
         with _settings_named(varied), progress_bar("sweep", total) as progress:
@@ -87,14 +70,13 @@ def sweep(
                 progress(len(cells))
 
             run(
-                subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), judged, calibration,
-                chosen, on_cell,
+                subject.model, subject.profile, varied, recipes, range(seed, seed + seeds), same.held_out,
+                same.calibration, same.metric, on_cell,
             )  # fmt: skip
-        for remark in dict.fromkeys(remark for cell in cells for remark in cell.notes):
-            note(remark)
-        table = {"metric": chosen.name, "clean": clean, "rows": [cell.as_row() for cell in cells]}
+        c.note_once([remark for cell in cells for remark in cell.notes])
+        table = {"metric": same.metric.name, "clean": same.clean, "rows": [cell.as_row() for cell in cells]}
         if out is not None:
-            _write(table, out)
+            c.write_results("sweep", SweepFinished(table, out))
     if as_json:
         print_json(table)
         return
@@ -145,57 +127,6 @@ def _settings_named(keys: Iterable[str]) -> Iterator[None]:
         raise ConfigError("\n".join(lines)) from error
 
 
-def _calibration(
-    subject: o.Subject,
-    recipes: Sequence[Recipe],
-    held_out: Batches,
-    spec: str | None,
-    images: int | None,
-    preprocess: str,
-    seed: int,
-) -> tuple[Batches, Callable[[Recipe], Sequence[Any]]]:
-    """The images to judge by, and for each recipe those to calibrate on."""
-    from pimcal.calibration.methods import default_batch_size
-
-    settings = subject.profile.calibration
-    count = images or settings.images
-    if not any(recipe.method for recipe in recipes):
-        return held_out, lambda recipe: []
-    if spec == "synthetic":
-        from pimcal.cli.calibrate import synthetic_like
-
-        found = synthetic_like(held_out, count, seed)
-    elif spec is not None:
-        found = o.load_data(spec, preprocess, images, 64)
-    else:
-        found, held_out = held_out.split(count)
-    o.check_calibration_images(found)
-    found = found.in_memory()
-
-    def batches(recipe: Recipe) -> Sequence[Any]:
-        few = recipe.method not in USES_ALL_IMAGES and images is None and count < found.images
-        size = settings.batch_size or default_batch_size(recipe.method or "")
-        return list((found.split(count)[0] if few else found).resized(size))
-
-    return held_out, batches
-
-
-def _write(table: dict[str, Any], out: Path) -> None:
-    from pimcal.events import SweepFinished
-    from pimcal.files import replace_together
-
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(table["rows"][0]))
-    writer.writeheader()
-    writer.writerows(table["rows"])
-    files = {"sweep.csv": buffer.getvalue(), "sweep.json": json.dumps(table, indent=2)}
-    replace_together(out, {name: text.encode() for name, text in files.items()})
-    try:
-        registry.emit(SweepFinished(table, out))
-    except MissingExtraError as error:
-        note(f"no plot: {error}")
-
-
 def _print(table: dict[str, Any]) -> None:
     metric = table["metric"]
     typer.echo(f"clean {metric} (digital hardware): {shown(metric, table['clean'])}")
@@ -206,12 +137,7 @@ def _print(table: dict[str, Any]) -> None:
     for row in table["rows"]:
         groups.setdefault(json.dumps([row[key] for key in keys]), []).append(row)  # values may be lists
     rows = [
-        (*(found[0][key] for key in keys), *_spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
+        (*(found[0][key] for key in keys), *c.spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
         for found in groups.values()
     ]
     print_table((*keys, metric, "min", "max", "images", "MVMs"), rows)
-
-
-def _spread(metric: str, rows: list[dict[str, Any]]) -> tuple[str, str, str]:
-    values = [row["value"] for row in rows]
-    return tuple(shown(metric, value) for value in (sum(values) / len(values), min(values), max(values)))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Durations as people write them in a schedule: `15m`, `1h30m`, `30d`."""
+"""Durations as people write them: `15m`, `1h30m`, `30d`, `2w`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_PATTERN = r"^(?=.)([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
+_UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_PATTERN = r"^(?=.)([0-9]{1,6}w)?([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 
 
 def parse_duration(text: object) -> timedelta:
-    """Days, hours, minutes and seconds, in this order and each with its unit. ValueError otherwise."""
+    """Weeks, days, hours, minutes and seconds, in this order and each with its unit. ValueError otherwise."""
     if isinstance(text, timedelta):
         return text
     if not isinstance(text, str) or not re.fullmatch(_PATTERN, text):
         raise ValueError("a duration is written with units, for example 45s, 15m, 1h30m or 30d")
-    parts = re.findall(r"([0-9]+)([dhms])", text)
+    parts = re.findall(r"([0-9]+)([wdhms])", text)
     return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
 
 
 def format_duration(duration: timedelta) -> str:
-    """The shortest text that `parse_duration` reads back; whole seconds."""
+    """A text that `parse_duration` reads back, in days and smaller units; whole seconds."""
     rest, parts = round(duration.total_seconds()), []
-    for unit, unit_s in _UNITS_S.items():
+    for unit, unit_s in list(_UNITS_S.items())[1:]:
         number, rest = divmod(rest, unit_s)
         parts += [f"{number}{unit}"] if number else []
     return "".join(parts) or "0s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeVar
 
 from pydantic import (
@@ -113,6 +113,8 @@ def resolve(tree: Node, name: str, settings_model: SettingsModel, problems: list
     found: list[Problem] = []
     profile = _validated(Profile, tree, "", found)
     settings = _settings(tree, settings_model, found)
+    if profile is not None and settings is not None:
+        found += _misfits(profile, settings, tree)
     reported = {problem.path for problem in problems}
     problems = problems + [problem for problem in found if problem.path not in reported]
     if problems or profile is None or settings is None:
@@ -133,6 +135,20 @@ def _settings(tree: Node, settings_model: SettingsModel, problems: list[Problem]
         return None
     device = child(tree, "device") or Node({}, tree.at, tree.key_at)
     return _validated(model, device, "device", problems) if isinstance(device.value, dict) else None
+
+
+def _misfits(profile: Profile, settings: BaseModel, tree: Node) -> list[Problem]:
+    """What a backend's settings do not allow in the `tiles:` part; a settings model may have a method that tells."""
+    check = getattr(settings, "misfits", None)
+    found: Iterable[tuple[str, str]] = check(profile.tiles) if callable(check) else ()
+    return [Problem(_at(tree, path).at, path, message) for path, message in found]
+
+
+def _at(tree: Node, path: str) -> Node:
+    """The node at a dotted path, or the innermost one above it that was written."""
+    for key in path.split("."):
+        tree = child(tree, key) or tree
+    return tree
 
 
 def _validated(model: type[M], tree: Node, path: str, problems: list[Problem]) -> M | None:

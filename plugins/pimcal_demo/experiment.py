@@ -17,7 +17,8 @@ from pimcal.device import open_device
 from pimcal.evaluation import evaluate
 from pimcal.metrics import resolve_metric
 from pimcal.profile import load_profile
-from pimcal.sweep import Cell, Recipe, parse_recipe, sweep
+from pimcal.recipes import Recipe, parse_recipe
+from pimcal.sweep import Cell, sweep
 from pimcal_demo.digits import Examples, load_digits
 from pimcal_demo.network import load_network
 

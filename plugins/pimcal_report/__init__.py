@@ -1,4 +1,7 @@
-"""Plots of results, as a plugin: a finished sweep gets its picture. Other programs use `pimcal_report.plots`."""
+"""Plots of results, as a plugin: a finished sweep or timeline gets its picture.
+
+Other programs use `pimcal_report.plots`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,17 @@ if TYPE_CHECKING:
 
 @hookimpl
 def pimcal_on_event(event: Event) -> None:
-    """Draw `sweep.png` beside a sweep's tables. Raises MissingExtraError without matplotlib, StorageError."""
-    from pimcal.events import SweepFinished
+    """Draw `sweep.png` or `timeline.png` beside its tables.
+
+    Raises MissingExtraError without matplotlib, StorageError where the file cannot be written.
+    """
+    from pimcal.events import SweepFinished, TimelineFinished
 
     if isinstance(event, SweepFinished):
         from pimcal_report.sweep_plot import write_sweep_plot
 
         write_sweep_plot(event.table, event.out)
+    if isinstance(event, TimelineFinished):
+        from pimcal_report.timeline_plot import write_timeline_plot
+
+        write_timeline_plot(event.table, event.out)

@@ -1,18 +1,22 @@
-"""Plots: a metric against a setting for each method, and divergence layer by layer.
+"""Plots: a metric against a setting or time for each method, and divergence layer by layer.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers differ in shape and size, so that
-methods with equal values stay visible inside one another.
+methods with equal values stay visible inside one another. With drift compensation a method keeps its colour; its
+line is dotted, its marker hollow.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pimcal.errors import MissingExtraError
+from pimcal.profile.duration import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,16 +27,21 @@ if TYPE_CHECKING:
 _FRACTIONS = ("accuracy", "agreement")  # metrics in 0..1, shown in %
 _COLUMNS = 3
 _MAX_TICKS = 8  # up to so many values, each is a tick of its own
+_CHARACTERS = 50  # as many fit side by side below a time axis
 _DPI = 150
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One diagram: by method, by value of the setting on the x axis, the metric's value for each seed."""
+    """One diagram: by method, by value of the setting on the x axis, the metric's value for each seed.
+
+    `x_is_time`: the values are seconds, on a logarithmic axis that is labelled in durations.
+    """
 
     title: str
     x_label: str
     lines: Mapping[str, Mapping[float, Sequence[float]]]
+    x_is_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +51,12 @@ class _Style:
     size: float
     width: float
     filled: bool = False
+    dotted: bool = False
 
 
 _STYLES = {
     "none": _Style("#000000", "X", 8, 1.5, filled=True),
+    "gdc": _Style("#000000", "D", 6.5, 1.8, dotted=True),
     "references": _Style("#009E73", "o", 12.5, 3.6),
     "references+paired": _Style("#CC79A7", "s", 8.5, 2.6),
     "ema": _Style("#E69F00", "D", 6, 1.9),
@@ -53,6 +64,7 @@ _STYLES = {
     "pooled": _Style("#56B4E9", "^", 8, 2),
     "affine": _Style("#D55E00", "v", 8, 1.5),
 }
+_DOTS = (0, (1, 1.2))
 _OTHER = _Style("#7F7F7F", "P", 7, 1.5)
 
 
@@ -64,7 +76,8 @@ def metric_figure(panels: Sequence[Panel], clean: float, metric: str = "accuracy
     """
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = _figure(1.5 + 4.0 * columns, 0.9 + 3.3 * rows)
+    width_in = 6.0 if any(panel.x_is_time for panel in panels) else 4.0
+    figure = _figure(1.5 + width_in * columns, 0.9 + 3.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     scale = 100.0 if metric in _FRACTIONS else 1.0
     for axis, panel in zip(axes.flat, panels, strict=False):
@@ -77,6 +90,14 @@ def metric_figure(panels: Sequence[Panel], clean: float, metric: str = "accuracy
             axis.set(ylim=(0, 105), yticks=range(0, 101, 20))
     _legend_below(figure, axes.flat[0], columns=3 if len(panels) == 1 else 6)
     return figure
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]], x: str) -> dict[str, dict[float, list[float]]]:
+    """The rows of a table as lines of a panel: by `method`, by the row's value of `x`, each seed's `value`."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        lines.setdefault(row["method"], {}).setdefault(row[x], []).append(row["value"])
+    return lines
 
 
 def divergence_figure(before: Mapping[str, Divergence], after: Mapping[str, Divergence], title: str) -> Figure:
@@ -128,19 +149,30 @@ def _draw(axis: Axes, panel: Panel, clean: float, scale: float) -> None:
         xs = sorted(values)
         points = [[scale * value for value in values[x]] for x in xs]
         _line(axis, method, xs, points)
-    _x_axis(axis, sorted({x for values in panel.lines.values() for x in values}))
+    xs = sorted({x for values in panel.lines.values() for x in values})
+    (_time_axis if panel.x_is_time else _x_axis)(axis, xs)
     axis.set_xlabel(panel.x_label)
     axis.set_title(panel.title, loc="left", fontsize=11)
 
 
+def _style(method: str) -> _Style:
+    """A method's look; with drift compensation that of the method without it, dotted and hollow."""
+    parts = method.split("+")
+    if method in _STYLES or "gdc" not in parts:
+        return _STYLES.get(method, _OTHER)
+    plain = _style("+".join(part for part in parts if part != "gdc"))
+    return replace(plain, size=plain.size + 2, width=1.8, filled=False, dotted=True)
+
+
 def _line(axis: Axes, method: str, xs: Sequence[float], points: Sequence[Sequence[float]]) -> None:
-    style = _STYLES.get(method, _OTHER)
+    style = _style(method)
     depth = 10 - style.width  # the thick ones lie below
     axis.plot(
         xs,
         [fmean(values) for values in points],
         color=style.color,
         linewidth=style.width,
+        linestyle=_DOTS if style.dotted else "-",
         marker=style.marker,
         markersize=style.size,
         markerfacecolor=style.color if style.filled else "white",
@@ -161,6 +193,29 @@ def _x_axis(axis: Axes, values: Sequence[float]) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
     if len(values) <= _MAX_TICKS:
         axis.set_xticks(values, [f"{value:g}" for value in values])
+
+
+def _time_axis(axis: Axes, times_s: Sequence[float]) -> None:
+    """Ticks at the times themselves, labelled where there is room. Zero stands a decade before the first other."""
+    from matplotlib.ticker import NullLocator
+
+    first = next((time_s for time_s in times_s if time_s > 0), 1.0)
+    axis.set_xscale("symlog", linthresh=first)
+    axis.xaxis.set_minor_locator(NullLocator())
+    positions = [math.log10(time_s / first) if time_s else -1.0 for time_s in times_s]
+    axis.set_xticks(times_s, _where_room(positions, [format_duration(timedelta(seconds=t)) for t in times_s]))
+
+
+def _where_room(positions: Sequence[float], labels: Sequence[str]) -> list[str]:
+    """The labels, but empty ones where they would run into the one before, or into the last."""
+    room = (positions[-1] - positions[0]) * (max(map(len, labels)) + 1) / _CHARACTERS
+    shown = {len(labels) - 1}
+    end = -math.inf
+    for i, position in enumerate(positions):
+        if end <= position <= positions[-1] - room:
+            shown.add(i)
+            end = position + room
+    return [label if i in shown else "" for i, label in enumerate(labels)]
 
 
 def _pairs(axis: Axes, values: Sequence[tuple[float, float]]) -> None:

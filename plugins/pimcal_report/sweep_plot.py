@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pimcal.files import write_atomically
-from pimcal_report.plots import Panel, metric_figure, png
+from pimcal_report.plots import Panel, lines_of, metric_figure, png
 
 logger = logging.getLogger(__name__)
 
 _NOT_SETTINGS = ("method", "seed", "value", "images", "mvms")
-Row = dict[str, Any]
 
 
 def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
@@ -30,24 +29,17 @@ def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
     write_atomically(out / "sweep.png", png(figure))
 
 
-def sweep_panels(rows: Sequence[Row]) -> list[Panel]:
+def sweep_panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
     """The first numeric setting becomes the x axis; each combination of the others' values has its own panel."""
     settings = [key for key in (rows[0] if rows else {}) if key not in _NOT_SETTINGS]
     x = next((key for key in settings if all(_is_number(row[key]) for row in rows)), None)
     if x is None:
         return []
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         title = ", ".join(f"{key} = {row[key]}" for key in settings if key != x)
         groups.setdefault(title, []).append(row)
-    return [Panel(title, x, _lines(found, x)) for title, found in groups.items()]
-
-
-def _lines(rows: Sequence[Row], x: str) -> dict[str, dict[float, list[float]]]:
-    lines: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
-        lines.setdefault(row["method"], {}).setdefault(row[x], []).append(row["value"])
-    return lines
+    return [Panel(title, x, lines_of(found, x)) for title, found in groups.items()]
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Every command and every program in README.md and docs/how-to/calibrate.md runs as it is printed."""
+"""Every command and every program in README.md and the how-tos for calibrations and timelines runs as it is printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/how-to/calibrate.md")
+PAGES = ("README.md", "docs/how-to/calibrate.md", "docs/how-to/timeline.md")
 NOT_HERE = ("make",)  # what CI runs itself, in environments of its own
 
 

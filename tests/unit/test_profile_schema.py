@@ -7,17 +7,20 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-import pimcal_gaussian.settings
 from pimcal.errors import ConfigError
 from pimcal.ideal import IdealSettings
 from pimcal.profile import load_profile, profile_schema
 from pimcal.profile.find import shipped
+from pimcal_aihwkit.settings import AihwkitSettings
+from pimcal_gaussian.settings import GaussianSettings
+
+SETTINGS = {"ideal": IdealSettings, "gaussian": GaussianSettings, "aihwkit": AihwkitSettings}
 
 
 def settings_model(backend: str) -> type[BaseModel]:
-    if backend not in ("ideal", "gaussian"):
+    if backend not in SETTINGS:
         raise ConfigError(f"unknown backend '{backend}'")
-    return IdealSettings if backend == "ideal" else pimcal_gaussian.settings.GaussianSettings
+    return SETTINGS[backend]
 
 
 def schema(backend: str | None = None) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def accepts(schema: dict[str, Any], text: str) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(yaml.safe_load(text))
 
 
-@pytest.mark.parametrize("backend", [None, "ideal", "gaussian"])
+@pytest.mark.parametrize("backend", [None, *SETTINGS])
 def test_the_schema_is_a_schema(backend: str | None) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(backend))
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pimcal_report
 from pimcal.calibration.divergence import Divergence
 from pimcal.errors import MissingExtraError, StorageError
-from pimcal.events import RecordActivated, SweepFinished
+from pimcal.events import RecordActivated, SweepFinished, TimelineFinished
 from pimcal.registry import Registry
-from pimcal_report.plots import Panel, divergence_figure, metric_figure, png
+from pimcal_report.plots import Panel, divergence_figure, lines_of, metric_figure, png
 from pimcal_report.sweep_plot import sweep_panels
 
 if TYPE_CHECKING:
@@ -106,6 +106,66 @@ def test_methods_differ_in_colour_and_marker() -> None:
     assert len({str(each.get_color()) for each in lines}) == len(methods)
     looks = {(str(each.get_marker()), each.get_markersize(), str(each.get_markerfacecolor())) for each in lines}
     assert len(looks) == len(methods)
+
+
+def test_with_drift_compensation_a_method_keeps_its_colour_and_its_line_is_dotted() -> None:
+    methods = ("none", "references", "references+paired", "paired", "affine")
+    pairs = {method: "gdc" if method == "none" else method.replace("paired", "gdc+paired") for method in methods}
+    pairs |= {"references": "references+gdc", "affine": "gdc+affine"}
+    axis = only_axis(metric_figure([panel(**{m: {0.1: [0.5]} for m in (*pairs, *pairs.values())})], clean=0.9))
+    lines = {str(each.get_label()): each for each in axis.lines}
+    for plain, compensated in pairs.items():
+        assert lines[compensated].get_color() == lines[plain].get_color()
+        assert (lines[plain].is_dashed(), lines[compensated].is_dashed()) == (False, True)
+        assert lines[compensated].get_markerfacecolor() == "white"
+        assert lines[compensated].get_markersize() != lines[plain].get_markersize()
+
+
+def timeline_figure(*times_s: float, metric: str = "accuracy") -> Figure:
+    lines = {method: {time_s: [0.4, 0.6] for time_s in times_s} for method in ("none", "references+gdc+paired")}
+    return metric_figure([Panel("", "time", lines, x_is_time=True)], clean=0.9, metric=metric)
+
+
+DAY_S = 86_400.0
+YEAR = (0.0, 1.0, 3600.0, DAY_S, 30 * DAY_S, 365 * DAY_S)
+
+
+@pytest.mark.parametrize("times_s", [YEAR, YEAR[1:], YEAR[2:4], YEAR[:1], YEAR[2:3]])
+def test_time_axis_is_logarithmic_with_the_times_as_ticks(times_s: tuple[float, ...]) -> None:
+    axis = only_axis(timeline_figure(*times_s))
+    labels = dict(zip(YEAR, ("0s", "1s", "1h", "1d", "30d", "365d"), strict=True))
+    assert list(axis.get_xticks()) == list(times_s)
+    assert [label.get_text() for label in axis.get_xticklabels()] == [labels[time_s] for time_s in times_s]
+    transformed = [float(axis.transData.transform((time_s, 0))[0]) for time_s in times_s if time_s]
+    decades = np.log10([time_s for time_s in times_s if time_s])
+    if len(transformed) > 2:  # equal distances for equal ratios
+        assert np.diff(transformed) / np.diff(decades) == pytest.approx(
+            [(transformed[-1] - transformed[0]) / (decades[-1] - decades[0])] * (len(decades) - 1)
+        )
+    assert all(x == sorted(x) for x in (line(axis, "none")[0], transformed))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.one_of(st.integers(0, 100), st.integers(0, 10**9)), min_size=1, max_size=12, unique=True))
+def test_labels_of_a_time_axis_do_not_touch(times_s: list[int]) -> None:
+    figure = timeline_figure(*sorted(map(float, times_s)))
+    figure.draw_without_rendering()
+    axis = only_axis(figure)
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+    assert boxes
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_no_text_of_a_timeline_lies_on_another_or_outside() -> None:
+    methods = ("none", "gdc", "paired", "gdc+paired", "references", "references+gdc+paired", "references+gdc+affine")
+    rows = [{"time_s": t, "method": method, "value": 0.5} for t in YEAR for method in methods]
+    figure = metric_figure([Panel("", "time since programming", lines_of(rows, "time_s"), x_is_time=True)], clean=0.9)
+    figure.draw_without_rendering()
+    boxes = {text: text.get_window_extent() for text in visible_texts(figure)}
+    assert len(boxes) == 6 + 6 + 2 + 8  # ticks of both axes, their names, the legend
+    pairs = itertools.combinations(boxes.values(), 2)
+    assert not any(here.overlaps(there) for here, there in pairs)
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
 
 
 def test_no_text_lies_on_another() -> None:
@@ -196,6 +256,12 @@ def test_finished_sweep_gets_its_plot_and_other_events_do_not(registry: Registry
     registry.notify(SweepFinished(table(row(0.5, eta0=0.1), row(0.4, eta0=0.2)), tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.png"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_timeline_gets_its_plot(registry: Registry, tmp_path: Path) -> None:
+    registry.notify(TimelineFinished(table(row(0.5, time_s=0.0), row(0.4, "gdc", time_s=3600.0)), tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["timeline.png"]
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("settings", [{}, {"noise": "mul"}, {"on": True}])

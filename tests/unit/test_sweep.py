@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pimcal
-from pimcal.calibration.methods import METHODS
 from pimcal.errors import ConfigError, UsageError
 from pimcal.evaluation import evaluate
 from pimcal.metrics import resolve_metric
-from pimcal.sweep import Recipe, grid, parse_recipe, sweep, with_references, with_seed
+from pimcal.recipes import parse_recipe
+from pimcal.sweep import grid, sweep
 
 MSE = resolve_metric("mse")
 RECIPES = [parse_recipe(name) for name in ("none", "references", "paired", "references+affine")]
@@ -43,24 +43,6 @@ def run(model, data):
     return sweep_it
 
 
-@pytest.mark.parametrize(
-    ("name", "references", "method"),
-    [("none", False, None), ("references", True, None)]
-    + [(method, False, method) for method in METHODS]
-    + [(f"references+{method}", True, method) for method in METHODS],
-)
-def test_recipes_are_read_from_their_names(name, references, method):
-    assert parse_recipe(name) == Recipe(name, references, method)
-
-
-@pytest.mark.parametrize("name", ["", "pairde", "none+paired", "paired+references", "references+", "references+none"])
-def test_unknown_recipes_are_refused_with_the_known_ones(name):
-    with pytest.raises(
-        UsageError, match=rf"unknown method '{name.replace('+', '[+]')}' in --methods.*[(]known: none, "
-    ):
-        parse_recipe(name)
-
-
 @given(st.dictionaries(st.text(max_size=3), st.lists(st.integers(), min_size=1, max_size=3, unique=True), max_size=3))
 def test_grid_has_every_combination_once_the_last_setting_fastest(settings):
     found = grid(settings)
@@ -68,23 +50,6 @@ def test_grid_has_every_combination_once_the_last_setting_fastest(settings):
     for key, values in settings.items():
         wanted = [{**row, key: value} for row in wanted for value in values]
     assert found == wanted
-
-
-def test_references_are_added_kept_or_taken_away():
-    bare = pimcal.load_profile("gaussian_mul")
-    own = bare.with_overrides({"references.offset": 2})
-    counts = [
-        (p.references.offset, p.references.gain)
-        for profile in (bare, own)
-        for p in (with_references(profile, True), with_references(profile, False))
-    ]
-    assert counts == [(1, 1), (0, 0), (2, 0), (0, 0)]
-
-
-def test_seed_goes_to_devices_that_have_one():
-    assert with_seed(pimcal.load_profile("gaussian_add"), 11).settings.seed == 11
-    ideal = pimcal.load_profile("ideal")
-    assert with_seed(ideal, 11) is ideal
 
 
 def test_cells_come_by_setting_then_seed_then_method_and_are_told_at_once(run):

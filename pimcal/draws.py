@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -39,3 +42,15 @@ class Draws:
         drawn = torch.empty_like(tensor) if on_cpu else torch.empty(tensor.shape, dtype=tensor.dtype)
         drawn.normal_(mean, std, generator=self._generator.manual_seed(key))
         return drawn if on_cpu else drawn.to(tensor.device)
+
+
+@contextmanager
+def seeded(key: int) -> Iterator[None]:
+    """Seed torch's global CPU generator inside a block, for libraries that take no generator; restored after it."""
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(key)
+    try:
+        yield
+    finally:
+        generator.set_state(before)

@@ -1,0 +1,213 @@
+"""aihwkit's model of one analog matrix-vector product, for many vectors at once.
+
+The steps and their parameters are those of aihwkit's C++ tile (`IOParameters`, mv_type OnePass): noise management,
+DAC, product, IR drop, weight noise, output noise, ADC, bound management. That tile takes one vector after the other,
+on one core, with noise seeded by the clock; here all vectors of a batch go together, on all cores, with noise from a
+generator that is passed in.
+
+Source: Rasch et al., "A flexible and fast PyTorch toolkit for simulating training and inference on analog crossbar
+arrays", AICAS 2021, section III; Rasch et al., "Hardware-aware training for large-scale and diverse deep learning
+inference workloads using in-memory computing-based accelerators", Nat. Commun. 2023, eq. 2 and 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NoiseManagement = Literal["none", "abs_max", "max", "constant", "abs_max_np_sum"]
+BoundManagement = Literal["none", "iterative", "iterative_worst_case"]
+WeightNoise = Literal["none", "additive_constant", "pcm_read"]
+
+_ASSUMED_LARGEST_WEIGHT = 0.6  # of abs_max_np_sum; aihwkit's constant
+# So many inputs at a time: they, and what is made of them, stay in a core's cache.
+_CHUNK_ELEMENTS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class IoModel:
+    """The converters and the noise around an array, in units of a full-scale input and a full-scale weight.
+
+    `input_step`, `output_step`: one code of DAC and ADC, 0 without quantisation. `input_bound`, `output_bound`: their
+    range, infinite without. `input_noise`, `output_noise`: standard deviations. `weight_noise`: of the weights, seen
+    at the outputs. `ir_drop`: scale of the voltage drop along the rows; `ir_drop_ratio`: wire over largest
+    conductance. `largest_reduction`: where bound management gives up.
+    """
+
+    input_step: float
+    input_bound: float
+    input_noise: float
+    input_stochastic: bool
+    output_step: float
+    output_bound: float
+    output_noise: float
+    output_stochastic: bool
+    output_scale: float
+    weight_noise: float
+    weight_noise_type: WeightNoise
+    ir_drop: float
+    ir_drop_ratio: float
+    noise_management: NoiseManagement
+    noise_management_threshold: float
+    bound_management: BoundManagement
+    test_negative_bound: bool
+    largest_reduction: float
+    finest_input: float  # share of the input range that a bound-managed input may shrink to
+
+
+class AnalogMvm:
+    """Products of input vectors with the weights of a tile."""
+
+    def __init__(self, io: IoModel) -> None:
+        self._io = io
+        self._weight_noise = io.weight_noise if io.weight_noise_type != "none" else 0.0
+
+    @property
+    def draws(self) -> bool:
+        """Whether the products are random at all."""
+        io = self._io
+        stochastic = (io.input_stochastic and io.input_step) or (io.output_stochastic and io.output_step)
+        return bool(io.input_noise or io.output_noise or self._weight_noise or stochastic)
+
+    def __call__(self, weights: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Outputs [n, cols] for `inputs` [n, rows] and `weights` [cols, rows]; the generator is on the CPU."""
+        array = _Array(weights.t() * (self._io.input_step or 1.0), weights)
+        rows = max(1, inputs.shape[1])
+        parts = [self._managed(array, part, generator) for part in inputs.split(max(1, _CHUNK_ELEMENTS // rows))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _managed(self, array: _Array, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One chunk, each vector scaled to the range of the DAC, and again where it saturates the ADC."""
+        scale = self._scale(x, self._io.noise_management)
+        silent = scale <= 0  # a vector of zeros: nothing is sent, so nothing comes back
+        scale = torch.where(silent, 1.0, scale)
+        y, saturated = self._product(array, x, scale, generator)
+        y.mul_(scale)
+        if self._io.bound_management != "none" and bool(saturated.any()):
+            self._shrink(array, x, scale, y, saturated, generator)
+        if self._io.input_noise == 0:
+            y.masked_fill_(silent, 0.0)
+        return y.mul_(self._io.output_scale) if self._io.output_scale != 1 else y
+
+    def _shrink(
+        self, array: _Array, x: Tensor, scale: Tensor, y: Tensor, saturated: Tensor, generator: torch.Generator
+    ) -> None:
+        """Repeat the vectors that saturate the ADC with smaller inputs, until they fit or are too coarse."""
+        io = self._io
+        todo, reduction = saturated.nonzero().squeeze(1), 1.0
+        if io.bound_management == "iterative_worst_case" and io.noise_management != "abs_max_np_sum":
+            scale = self._scale(x, "abs_max_np_sum").clamp(min=torch.finfo(x.dtype).tiny)
+            reduction = 0.5
+        while len(todo) and reduction <= io.largest_reduction and reduction <= self._coarsest():
+            reduction *= 2
+            smaller = scale.expand(len(x), 1)[todo] * reduction
+            part, still = self._product(array, x[todo], smaller, generator)
+            y[todo] = part * smaller
+            todo = todo[still]
+
+    def _coarsest(self) -> float:
+        return self._io.finest_input / self._io.input_step if self._io.input_step else math.inf
+
+    def _scale(self, x: Tensor, management: NoiseManagement) -> Tensor:
+        """What each vector is divided by before the DAC: [n, 1] or a scalar."""
+        threshold = self._io.noise_management_threshold
+        match management:
+            case "none":
+                return x.new_ones(())
+            case "constant":
+                return x.new_tensor(threshold if threshold > 0 else 1.0)
+            case "max":
+                largest = x.amax(1, keepdim=True)
+            case _:
+                largest = x.abs().amax(1, keepdim=True)  # several times as fast as torch's infinity norm
+        if threshold > 0:
+            largest = largest.clamp(max=threshold)
+        return self._sum_scale(x, largest) if management == "abs_max_np_sum" else largest
+
+    def _sum_scale(self, x: Tensor, largest: Tensor) -> Tensor:
+        """A scale at which the outputs would fit even if all weights were as large as assumed."""
+        io = self._io
+        of_one_sign = torch.maximum(x.clamp(min=0).sum(1, keepdim=True), x.clamp(max=0).sum(1, keepdim=True).neg())
+        bound = io.output_bound if math.isfinite(io.output_bound) else 1.0
+        needed = of_one_sign * (_ASSUMED_LARGEST_WEIGHT / bound)
+        return torch.maximum(largest, torch.minimum(needed, largest * self._coarsest()))
+
+    def _product(self, array: _Array, x: Tensor, scale: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Outputs in units of the array [n, cols], and which vectors saturate the ADC [n]."""
+        codes = self._convert_inputs(x, scale, generator)
+        y = codes @ array.transposed
+        if self._io.ir_drop or self._weight_noise:
+            self._disturb(array, codes * (self._io.input_step or 1.0), y, generator)
+        return self._convert_outputs(y, generator)
+
+    def _convert_inputs(self, x: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
+        """The DAC: codes, or values where it has no steps."""
+        io = self._io
+        step = io.input_step or 1.0
+        codes = x * (1.0 / (scale * step))
+        if io.input_step:
+            if io.input_stochastic:
+                codes += _uniform(codes, generator)
+            codes.round_()
+        # Dividing by the largest magnitude leaves nothing to clip.
+        if math.isfinite(io.input_bound) and not (
+            io.noise_management == "abs_max" and io.noise_management_threshold <= 0 and io.input_bound >= 1
+        ):
+            codes.clamp_(-io.input_bound / step, io.input_bound / step)
+        if io.input_noise:
+            codes.add_(_normal(codes, generator), alpha=io.input_noise / step)
+        return codes
+
+    def _disturb(self, array: _Array, values: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        """IR drop and weight noise, added to `y` in place."""
+        io = self._io
+        if io.ir_drop:
+            rows = values.shape[1]
+            current = (values.abs() @ array.weights.abs().t()) * (rows / io.ir_drop_ratio)
+            drop = current * (current * (0.05 * current - 0.2) + 0.5)
+            far = 1.0 - torch.arange(rows, device=values.device, dtype=values.dtype) / rows
+            y.sub_(drop * ((values * (1.0 - far * far)) @ array.weights.t()), alpha=io.ir_drop)
+        if self._weight_noise:
+            if io.weight_noise_type == "additive_constant":
+                spread = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+            else:
+                spread = (values.square() @ array.weights.abs().t()).sqrt_()
+            y.addcmul_(spread.expand_as(y), _normal(y, generator), value=self._weight_noise)
+
+    def _convert_outputs(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Output noise and the ADC."""
+        io = self._io
+        if io.output_noise:
+            y.add_(_normal(y, generator), alpha=io.output_noise)
+        if io.output_step:
+            y.mul_(1.0 / io.output_step)
+            if io.output_stochastic:
+                y += _uniform(y, generator)
+            y.round_().mul_(io.output_step)
+        if not math.isfinite(io.output_bound):
+            return y, torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        top = y.abs().amax(1) if io.test_negative_bound else y.amax(1)
+        saturated = top > io.output_bound
+        return y.clamp_(-io.output_bound, io.output_bound), saturated
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """A tile's weights: [rows, cols] in codes of the DAC, and [cols, rows] as they are."""
+
+    transposed: Tensor
+    weights: Tensor
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of a tensor's shape; drawn on the CPU, so that every torch device sees the same."""
+    return torch.empty(like.shape, dtype=like.dtype).normal_(generator=generator).to(like.device)
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """The same, uniform in [-0.5, 0.5): what stochastic rounding adds."""
+    return torch.empty(like.shape, dtype=like.dtype).uniform_(-0.5, 0.5, generator=generator).to(like.device)

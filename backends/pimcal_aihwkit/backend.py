@@ -1,0 +1,218 @@
+"""Tiles with aihwkit's models of conductance, drift and converters."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pimcal.backend import Backend, Capabilities
+from pimcal.draws import key_of, mix
+from pimcal.errors import ConfigError, UsageError
+from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
+from pimcal_aihwkit.conductance import Coefficients, Conductances
+from pimcal_aihwkit.config import Setup, build
+from pimcal_aihwkit.installation import check_pair
+from pimcal_aihwkit.settings import AihwkitSettings
+from pimcal_aihwkit.tiles import OwnTile, TileProducts, Vectorised
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PROGRAM, _READ, _PRODUCT = 1, 2, 3  # what a draw is for: the second part of every key
+
+
+@dataclass(slots=True)
+class _Tile:
+    programmed: Tensor  # [cols, rows], as programming left them, largest magnitude about 1
+    drift: Coefficients
+    scales: Tensor  # [cols] or [1]: what one unit of the array is worth in units of the weights
+    programmings: int
+    programmed_at_s: float
+    products: TileProducts | None
+    now: Tensor | None = None  # `programmed` after drift and read noise; None: to be found out
+    calls: int = 0  # products in this batch
+
+
+class Aihwkit(Backend):
+    """See `AihwkitSettings`. Programming draws programming noise and drift coefficients; `advance` lets them act.
+
+    Every draw is keyed by (seed, purpose, tile, number of the programming, and time or batch), so that it is the
+    same whenever and in whichever order tiles are asked for.
+    """
+
+    def __init__(self, settings: AihwkitSettings, tiles: Tiles) -> None:
+        self._setup = setup = build(settings)
+        self._kind = settings.tile
+        if settings.tile != "vectorised":
+            check_pair()  # aihwkit's own tiles are compiled for one torch, and may fail only when they are used
+        self._conductances = None if setup.noise is None else Conductances(setup.noise)
+        self._capabilities = Capabilities(
+            identity=f"aihwkit-{_name(settings)}-{settings.seed}",
+            tiles=tiles.count,
+            rows=_smaller("rows", tiles.rows, setup.rows, settings.preset),
+            cols=_smaller("cols", tiles.cols, setup.cols, settings.preset),
+            simulated_clock=True,
+            effective_weights=setup.io is None and setup.input_range is None,
+            drift_compensation=setup.drift_compensation,
+        )
+        self._seed = settings.seed
+        self._tiles: dict[int, _Tile] = {}
+        self._time_s, self._batch = 0.0, 0
+        self._torch_device = torch.device("cpu")
+
+    @classmethod
+    def check_installation(cls) -> str:
+        return check_pair()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def program(self, tile: int, weights: Tensor) -> None:
+        check_weights(self._capabilities, tile, weights)
+        former = self._tiles.get(tile)
+        programmings = former.programmings + 1 if former else 1
+        columns = private_columns(weights.cpu())
+        scales = _scales(columns, self._setup)
+        columns /= scales[:, None]
+        drift: Coefficients = []
+        if self._conductances is not None:
+            columns, drift = self._conductances.program(columns, self._key(_PROGRAM, tile, programmings))
+        self._store(tile, columns, drift, scales, programmings, self._time_s)
+
+    def matmul(self, tile: int, inputs: Tensor) -> Tensor:
+        held = self._tiles.get(tile)
+        check_inputs(tile, None if held is None else held.programmed.shape[1], inputs)
+        held = self._held(tile)
+        limit = self._setup.input_range
+        if limit is not None:
+            inputs = inputs.clamp(-limit, limit) / limit
+        if held.products is None:
+            outputs = inputs @ self._now(tile, held).t()
+        else:
+            self._now(tile, held)
+            held.calls += 1
+            key = mix(self._key(_PRODUCT, tile, self._batch) ^ held.calls)
+            outputs = held.products.matmul(inputs, key)
+        return outputs * (held.scales if limit is None else held.scales * limit)
+
+    def effective_weights(self, tile: int) -> Tensor:
+        if not self._capabilities.effective_weights:
+            return super().effective_weights(tile)
+        held = self._held(tile)
+        return (self._now(tile, held) * held.scales[:, None]).t()
+
+    def new_batch(self) -> None:
+        self._batch += 1
+        for held in self._tiles.values():
+            held.calls = 0
+
+    def advance(self, seconds: float) -> None:
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise UsageError(f"simulated time cannot advance by {seconds} s; give a number >= 0")
+        self._time_s += seconds
+        if seconds:
+            self._forget()
+
+    def telemetry(self) -> dict[str, float]:
+        return {"simulated_time_s": self._time_s}
+
+    def state_dict(self) -> dict[str, Any]:
+        tiles = {
+            tile: {
+                "programmed": held.programmed,
+                "drift": held.drift,
+                "scales": held.scales.cpu(),
+                "programmings": held.programmings,
+                "programmed_at_s": held.programmed_at_s,
+            }
+            for tile, held in self._tiles.items()
+        }
+        return {"seed": self._seed, "batch": self._batch, "time_s": self._time_s, "tiles": tiles}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed, self._batch, self._time_s = state["seed"], state["batch"], state["time_s"]
+        self._tiles = {}
+        for tile, held in state["tiles"].items():
+            drift = [None if part is None else part.cpu().clone() for part in held["drift"]]
+            columns, scales = held["programmed"].cpu().clone(), held["scales"].cpu().clone()
+            self._store(tile, columns, drift, scales, held["programmings"], held["programmed_at_s"])
+
+    def to(self, torch_device: torch.device) -> None:
+        self._torch_device = torch_device
+        for held in self._tiles.values():
+            held.scales = held.scales.to(torch_device)
+        self._forget()
+
+    def _store(
+        self,
+        tile: int,
+        columns: Tensor,
+        drift: Coefficients,
+        scales: Tensor,
+        programmings: int,
+        programmed_at_s: float,
+    ) -> None:
+        products = self._products(*columns.shape)
+        scales = scales.to(self._torch_device)
+        self._tiles[tile] = _Tile(columns, drift, scales, programmings, programmed_at_s, products)
+
+    def _products(self, cols: int, rows: int) -> TileProducts | None:
+        if self._setup.io is None:
+            return None
+        return Vectorised(self._setup.io) if self._kind == "vectorised" else OwnTile(self._setup.rpu, cols, rows)
+
+    def _held(self, tile: int) -> _Tile:
+        held = self._tiles.get(tile)
+        if held is None:
+            raise unprogrammed(tile)
+        return held
+
+    def _now(self, tile: int, held: _Tile) -> Tensor:
+        """The tile's weights at present [cols, rows], in units of the array."""
+        if held.now is None:
+            now = held.programmed
+            if self._conductances is not None:
+                age_s = self._time_s - held.programmed_at_s
+                key = self._key(_PROGRAM, tile, held.programmings)
+                read_key = self._key(_READ, tile, held.programmings, _as_int(age_s))
+                now = self._conductances.after(age_s, now, held.drift, key, read_key)
+            held.now = now.to(self._torch_device)
+            if held.products is not None:
+                held.products.set_weights(held.now)
+        return held.now
+
+    def _forget(self) -> None:
+        for held in self._tiles.values():
+            held.now = None
+
+    def _key(self, *parts: int) -> int:
+        return key_of(self._seed, *parts)
+
+
+def _name(settings: AihwkitSettings) -> str:
+    return settings.preset or (settings.noise.kind if settings.noise else "pcm")
+
+
+def _as_int(value: float) -> int:
+    """A number's bits, which can be part of a key."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])
+
+
+def _scales(columns: Tensor, setup: Setup) -> Tensor:
+    """What the array's units are worth: the largest weight of a column or of the tile goes to omega."""
+    if setup.scaling == "none":
+        return torch.ones(1)
+    largest = columns.abs().amax(1) if setup.scaling == "column" else columns.abs().amax().reshape(1)
+    return torch.where(largest > 0, largest / setup.omega, 1.0)
+
+
+def _smaller(what: str, size: int | None, limit: int | None, preset: str | None) -> int | None:
+    """The size of the profile's tiles, or the preset's where the profile has none."""
+    if size is not None and limit is not None and size > limit:
+        raise ConfigError(f"tiles.{what}: {preset} models tiles of at most {limit} {what}, not {size}")
+    return limit if size is None else size
