@@ -31,6 +31,10 @@ class Capabilities:
     Where `input_bits` is set, `matmul` gets integer codes (as floating-point tensors) in the same ranges.
     `output_bits` tells how wide the device's own converters are; the device applies them itself.
 
+    `readable_rows`: of how many rows, all with a full-scale input and weight, the sum is still within the range of the
+    converters. The reference columns for the gain then have a constant in that many rows and zeros in the others, so
+    that they do not saturate what the other columns need. `None`: of all.
+
     `drift_compensation`: the profile asks for global drift compensation. The host then measures each tile when it is
     programmed, and compensates all of them whenever the simulated clock has advanced.
     """
@@ -47,6 +51,7 @@ class Capabilities:
     weight_unit: WeightUnit = "raw"
     simulated_clock: bool = False
     effective_weights: bool = False
+    readable_rows: int | None = None
     drift_compensation: bool = False
     firmware: str = ""
     mvm_s: float | None = None  # seconds that one matrix-vector product takes, where it is known

@@ -42,7 +42,8 @@ def cuts_of(placed: Placed) -> tuple[Cut, ...]:
 
 class Products(Protocol):
     """`run` gives a cut's columns with the reference columns behind them [n, groups, cols + references, l],
-    and the sums of the input vectors [n, groups, 1, l], all in device units."""
+    and the sums of the inputs that the gain columns see [n, groups, 1, l], all in device units. Without reference
+    columns nobody asks for the sums, which may be empty then."""
 
     def run(self, view: MatrixView, codes: Tensor, cut: Cut) -> tuple[Tensor, Tensor]: ...
 
@@ -68,9 +69,11 @@ class HostProducts:
         return columns[:, :, :-1], columns[:, :, -1:]
 
     def _columns(self, block: Block, weights: Tensor) -> Tensor:
-        behind = self.array.layouts[self.load, block.tile].cols
+        layout = self.array.layouts[self.load, block.tile]
         rows = weights[_rows(block)]
-        return torch.cat([rows[:, _cols(block)], rows[:, behind:], rows.new_ones(rows.shape[0], 1)], dim=1)
+        referenced = rows.new_zeros(rows.shape[0], 1)
+        referenced[layout.referenced(block)] = 1.0
+        return torch.cat([rows[:, _cols(block)], rows[:, layout.cols :], referenced], dim=1)
 
 
 class DeviceProducts:
@@ -83,6 +86,8 @@ class DeviceProducts:
         sample_elements = codes[:1].numel() * view.row_unit
         chunks = codes.split(max(1, _CHUNK_ELEMENTS // max(1, sample_elements)))
         parts = [self._run_chunk(view.patches(chunk)[..., cut.start : cut.stop], cut) for chunk in chunks]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _run_chunk(self, vectors: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
@@ -94,7 +99,15 @@ class DeviceProducts:
             outputs = self.array.device.matmul(tile, self._drive(vectors, blocks))
             for block, output in zip(blocks, outputs.split(n * positions), strict=True):
                 columns[:, block.group] = self._read(block, output).unflatten(0, (n, positions)).transpose(1, 2)
-        return columns, vectors.sum(3)[:, :, None]
+        return columns, self._inputs_sum(vectors, cut) if self.array.references.count else columns[:, :, :0]
+
+    def _inputs_sum(self, vectors: Tensor, cut: Cut) -> Tensor:
+        """What the gain columns would give with weights of 1 [n, groups, 1, positions]."""
+        layouts = {block.tile: self.array.layouts[self.load, block.tile] for block in cut.blocks}
+        if all(layout.step == 1 for layout in layouts.values()):
+            return vectors.sum(3)[:, :, None]
+        sums = [vectors[:, b.group, :, layouts[b.tile].referenced(b)].sum(2) for b in cut.blocks]
+        return torch.stack(sums, dim=1)[:, :, None]
 
     def _drive(self, vectors: Tensor, blocks: list[Block]) -> Tensor:
         """The tile's inputs for one block after the other: its rows get the vectors, all others zero."""
@@ -108,5 +121,7 @@ class DeviceProducts:
         return inputs.flatten(0, 1)
 
     def _read(self, block: Block, outputs: Tensor) -> Tensor:
+        if not self.array.references.count:
+            return outputs[:, _cols(block)]
         behind = self.array.layouts[self.load, block.tile].cols
         return torch.cat([outputs[:, _cols(block)], outputs[:, behind:]], dim=1)

@@ -19,11 +19,23 @@ Source = Callable[[], Tensor]  # gives a layer's matrices in device units, [grou
 
 @dataclass(slots=True)
 class TileLayout:
-    """A tile's programmed extent; its reference columns start at `cols`, their constant is known once programmed."""
+    """A tile's programmed extent; its reference columns start at `cols`, their constant is known once programmed.
+
+    Every `step`-th row of a gain column holds the constant.
+    """
 
     rows: int = 0
     cols: int = 0
     constant: float = 1.0
+    readable_rows: int | None = None
+
+    @property
+    def step(self) -> int:
+        return 1 if self.readable_rows is None else -(-self.rows // max(1, self.readable_rows))
+
+    def referenced(self, block: Block) -> slice:
+        """Which of a block's rows the gain columns hold the constant in."""
+        return slice(-block.tile_row % self.step, None, self.step)
 
     def cover(self, block: Block) -> None:
         self.rows = max(self.rows, block.tile_row + block.stop - block.start)
@@ -44,7 +56,8 @@ class TileArray:
         """Make a layer's blocks part of the array; `source` is asked for its matrices at each programming."""
         self._parts.setdefault(placed.load, []).append((placed, source))
         for block in placed.blocks:
-            self.layouts.setdefault((placed.load, block.tile), TileLayout()).cover(block)
+            layout = TileLayout(readable_rows=self.device.capabilities.readable_rows)
+            self.layouts.setdefault((placed.load, block.tile), layout).cover(block)
 
     @property
     def loads(self) -> int:
@@ -93,7 +106,7 @@ class TileArray:
     def _finished(self, image: Tensor, layout: TileLayout) -> Tensor:
         """The image with its reference columns; the layout learns their constant."""
         layout.constant = self._constant(image)
-        image[layout.cols + self.references.offset :] = layout.constant
+        image[layout.cols + self.references.offset :, :: layout.step] = layout.constant
         return image
 
     def _constant(self, image: Tensor) -> float:

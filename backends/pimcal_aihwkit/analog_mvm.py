@@ -60,25 +60,22 @@ class IoModel:
 
 
 class AnalogMvm:
-    """Products of input vectors with the weights of a tile."""
+    """Products of input vectors with the weights of a tile. Inside, vectors are columns: [rows, n], [cols, n]."""
 
     def __init__(self, io: IoModel) -> None:
         self._io = io
         self._weight_noise = io.weight_noise if io.weight_noise_type != "none" else 0.0
-
-    @property
-    def draws(self) -> bool:
-        """Whether the products are random at all."""
-        io = self._io
-        stochastic = (io.input_stochastic and io.input_step) or (io.output_stochastic and io.output_step)
-        return bool(io.input_noise or io.output_noise or self._weight_noise or stochastic)
+        # Where inputs are divided by their largest magnitude nothing is left to clip.
+        scaled = io.noise_management == "abs_max" and io.noise_management_threshold <= 0 and io.input_bound >= 1
+        self._clips_inputs = math.isfinite(io.input_bound) and not scaled
 
     def __call__(self, weights: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Outputs [n, cols] for `inputs` [n, rows] and `weights` [cols, rows]; the generator is on the CPU."""
-        array = _Array(weights.t() * (self._io.input_step or 1.0), weights)
-        rows = max(1, inputs.shape[1])
-        parts = [self._managed(array, part, generator) for part in inputs.split(max(1, _CHUNK_ELEMENTS // rows))]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        step = self._io.input_step
+        array = _Array(weights * step if step else weights, weights)
+        size = max(1, _CHUNK_ELEMENTS // max(1, inputs.shape[1]))
+        parts = [self._managed(array, part, generator) for part in inputs.t().split(size, dim=1)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).t()
 
     def _managed(self, array: _Array, x: Tensor, generator: torch.Generator) -> Tensor:
         """One chunk, each vector scaled to the range of the DAC, and again where it saturates the ADC."""
@@ -87,7 +84,7 @@ class AnalogMvm:
         scale = torch.where(silent, 1.0, scale)
         y, saturated = self._product(array, x, scale, generator)
         y.mul_(scale)
-        if self._io.bound_management != "none" and bool(saturated.any()):
+        if saturated is not None:
             self._shrink(array, x, scale, y, saturated, generator)
         if self._io.input_noise == 0:
             y.masked_fill_(silent, 0.0)
@@ -104,16 +101,16 @@ class AnalogMvm:
             reduction = 0.5
         while len(todo) and reduction <= io.largest_reduction and reduction <= self._coarsest():
             reduction *= 2
-            smaller = scale.expand(len(x), 1)[todo] * reduction
-            part, still = self._product(array, x[todo], smaller, generator)
-            y[todo] = part * smaller
-            todo = todo[still]
+            smaller = scale.expand(1, x.shape[1])[:, todo] * reduction
+            part, still = self._product(array, x[:, todo], smaller, generator)
+            y[:, todo] = part * smaller
+            todo = todo[:0] if still is None else todo[still]
 
     def _coarsest(self) -> float:
         return self._io.finest_input / self._io.input_step if self._io.input_step else math.inf
 
     def _scale(self, x: Tensor, management: NoiseManagement) -> Tensor:
-        """What each vector is divided by before the DAC: [n, 1] or a scalar."""
+        """What each vector is divided by before the DAC: [1, n] or a scalar."""
         threshold = self._io.noise_management_threshold
         match management:
             case "none":
@@ -121,9 +118,9 @@ class AnalogMvm:
             case "constant":
                 return x.new_tensor(threshold if threshold > 0 else 1.0)
             case "max":
-                largest = x.amax(1, keepdim=True)
+                largest = x.amax(0, keepdim=True)
             case _:
-                largest = x.abs().amax(1, keepdim=True)  # several times as fast as torch's infinity norm
+                largest = x.abs().amax(0, keepdim=True)  # several times as fast as torch's infinity norm
         if threshold > 0:
             largest = largest.clamp(max=threshold)
         return self._sum_scale(x, largest) if management == "abs_max_np_sum" else largest
@@ -131,17 +128,19 @@ class AnalogMvm:
     def _sum_scale(self, x: Tensor, largest: Tensor) -> Tensor:
         """A scale at which the outputs would fit even if all weights were as large as assumed."""
         io = self._io
-        of_one_sign = torch.maximum(x.clamp(min=0).sum(1, keepdim=True), x.clamp(max=0).sum(1, keepdim=True).neg())
+        of_one_sign = torch.maximum(x.clamp(min=0).sum(0, keepdim=True), x.clamp(max=0).sum(0, keepdim=True).neg())
         bound = io.output_bound if math.isfinite(io.output_bound) else 1.0
         needed = of_one_sign * (_ASSUMED_LARGEST_WEIGHT / bound)
         return torch.maximum(largest, torch.minimum(needed, largest * self._coarsest()))
 
-    def _product(self, array: _Array, x: Tensor, scale: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Outputs in units of the array [n, cols], and which vectors saturate the ADC [n]."""
+    def _product(
+        self, array: _Array, x: Tensor, scale: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs in units of the array [cols, n], and which vectors saturate a bound-managed ADC [n]; None: none."""
         codes = self._convert_inputs(x, scale, generator)
-        y = codes @ array.transposed
+        y = array.of_codes @ codes
         if self._io.ir_drop or self._weight_noise:
-            self._disturb(array, codes * (self._io.input_step or 1.0), y, generator)
+            self._disturb(array.weights, codes * (self._io.input_step or 1.0), y, generator)
         return self._convert_outputs(y, generator)
 
     def _convert_inputs(self, x: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
@@ -153,32 +152,29 @@ class AnalogMvm:
             if io.input_stochastic:
                 codes += _uniform(codes, generator)
             codes.round_()
-        # Dividing by the largest magnitude leaves nothing to clip.
-        if math.isfinite(io.input_bound) and not (
-            io.noise_management == "abs_max" and io.noise_management_threshold <= 0 and io.input_bound >= 1
-        ):
+        if self._clips_inputs:
             codes.clamp_(-io.input_bound / step, io.input_bound / step)
         if io.input_noise:
             codes.add_(_normal(codes, generator), alpha=io.input_noise / step)
         return codes
 
-    def _disturb(self, array: _Array, values: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    def _disturb(self, weights: Tensor, values: Tensor, y: Tensor, generator: torch.Generator) -> None:
         """IR drop and weight noise, added to `y` in place."""
         io = self._io
         if io.ir_drop:
-            rows = values.shape[1]
-            current = (values.abs() @ array.weights.abs().t()) * (rows / io.ir_drop_ratio)
+            rows = len(values)
+            current = (weights.abs() @ values.abs()) * (rows / io.ir_drop_ratio)
             drop = current * (current * (0.05 * current - 0.2) + 0.5)
             far = 1.0 - torch.arange(rows, device=values.device, dtype=values.dtype) / rows
-            y.sub_(drop * ((values * (1.0 - far * far)) @ array.weights.t()), alpha=io.ir_drop)
+            y.sub_(drop * ((weights * (1.0 - far * far)) @ values), alpha=io.ir_drop)
         if self._weight_noise:
             if io.weight_noise_type == "additive_constant":
-                spread = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+                spread = torch.linalg.vector_norm(values, dim=0, keepdim=True)
             else:
-                spread = (values.square() @ array.weights.abs().t()).sqrt_()
+                spread = (weights.abs() @ values.square()).sqrt_()
             y.addcmul_(spread.expand_as(y), _normal(y, generator), value=self._weight_noise)
 
-    def _convert_outputs(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _convert_outputs(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Output noise and the ADC."""
         io = self._io
         if io.output_noise:
@@ -189,17 +185,20 @@ class AnalogMvm:
                 y += _uniform(y, generator)
             y.round_().mul_(io.output_step)
         if not math.isfinite(io.output_bound):
-            return y, torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        top = y.abs().amax(1) if io.test_negative_bound else y.amax(1)
-        saturated = top > io.output_bound
+            return y, None
+        saturated = None
+        if io.bound_management != "none":
+            tops = (y.abs() if io.test_negative_bound else y).amax(0)
+            found = tops > io.output_bound
+            saturated = found if bool(found.any()) else None
         return y.clamp_(-io.output_bound, io.output_bound), saturated
 
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """A tile's weights: [rows, cols] in codes of the DAC, and [cols, rows] as they are."""
+    """A tile's weights [cols, rows]: for inputs in codes of the DAC, and as they are."""
 
-    transposed: Tensor
+    of_codes: Tensor
     weights: Tensor
 
 

@@ -57,6 +57,7 @@ class Aihwkit(Backend):
             cols=_smaller("cols", tiles.cols, setup.cols, settings.preset),
             simulated_clock=True,
             effective_weights=setup.io is None and setup.input_range is None,
+            readable_rows=_readable_rows(setup),
             drift_compensation=setup.drift_compensation,
         )
         self._seed = settings.seed
@@ -209,6 +210,11 @@ def _scales(columns: Tensor, setup: Setup) -> Tensor:
         return torch.ones(1)
     largest = columns.abs().amax(1) if setup.scaling == "column" else columns.abs().amax().reshape(1)
     return torch.where(largest > 0, largest / setup.omega, 1.0)
+
+
+def _readable_rows(setup: Setup) -> int | None:
+    bound = math.inf if setup.io is None else setup.io.output_bound
+    return max(1, int(bound)) if math.isfinite(bound) else None
 
 
 def _smaller(what: str, size: int | None, limit: int | None, preset: str | None) -> int | None:

@@ -41,7 +41,8 @@ class OwnTile:
     """A simulator tile of aihwkit, on the CPU; its C++ code takes the noise of products from the clock."""
 
     def __init__(self, rpu: Any, cols: int, rows: int) -> None:
-        self._tile = rpu.tile_class(cols, rows, rpu, bias=False).tile
+        self._owner = rpu.tile_class(cols, rows, rpu, bias=False)  # kept: the C++ tile works in its memory
+        self._tile = self._owner.tile
 
     def set_weights(self, weights: Tensor) -> None:
         self._tile.set_weights(weights.cpu().contiguous())

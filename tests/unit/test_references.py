@@ -1,5 +1,7 @@
 """Reference columns: what they measure, and what they undo."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,38 @@ def test_a_gain_and_an_offset_of_the_array_are_undone_without_images(open_backen
 
     assert (plain(x) - model(x)).abs().max() > 0.1
     torch.testing.assert_close(corrected(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+class Narrow(DistortedOutputs):
+    """Its converter reads the sum of five full-scale rows at most, and clips the rest."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._capabilities = replace(self._capabilities, readable_rows=5)
+
+
+class NarrowWeights(Distorted):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._capabilities = replace(self._capabilities, readable_rows=5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", [Narrow, NarrowWeights])
+def test_gain_columns_hold_the_constant_in_as_many_rows_as_the_converters_can_read(open_backend, backend):
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 5))
+    x = torch.rand(8, 4, 5, 5)
+
+    net = deployed(open_backend, backend, model, {"references.offset": 1, "references.gain": 1})
+    torch.testing.assert_close(net(x), model(x), rtol=1e-3, atol=1e-4)
+
+    for (_, tile), layout in net.array.layouts.items():
+        one_hot = torch.eye(layout.rows)
+        constants = net.device.backend.matmul(tile, one_hot)[:, layout.cols + 1] - SHIFT
+        expected = torch.zeros(layout.rows)
+        expected[:: -(-layout.rows // 5)] = layout.constant * GAIN
+        torch.testing.assert_close(constants, expected)
+        assert 1 <= expected.count_nonzero() <= 5
 
 
 class Amplified(Ideal):
