@@ -39,7 +39,8 @@ DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 # aihwkit's own defaults, as its converted model has them: weights go to the array as they are.
 DEFAULTS = {"device.mapping.weight_scaling": "none"}
 MAPPINGS = {"aihwkit's default (weights unscaled)": DEFAULTS, "aihwkit_pcm as shipped (scaled by column)": {}}
-METHODS = ("none", "gdc", "paired", "gdc+paired", "affine", "gdc+affine")
+COMPARED = ("none", "gdc", "paired", "gdc+paired", "gdc+affine")
+AGES_S = {"1 day": DAY_S, "1 year": YEAR_S}
 
 
 # --- agreement
@@ -182,11 +183,11 @@ def quality(programmings: int, count: int = 1000) -> dict[str, Any]:
     metric = resolve_metric("accuracy")
     result: dict[str, Any] = {"clean": round(100 * evaluate(model, data, metric).value, 1), "images": count}
     for mapping, overrides in MAPPINGS.items():
-        names = [*METHODS, *("references" if name == "none" else f"references+{name}" for name in METHODS)]
+        names = [*COMPARED, *("references" if name == "none" else f"references+{name}" for name in COMPARED)]
         readings = timeline(
             model,
             pimcal.load_profile("aihwkit_pcm", overrides),
-            [1.0, DAY_S, YEAR_S],
+            list(AGES_S.values()),
             [parse_recipe(name, gdc=True) for name in names],
             range(programmings),
             data,
@@ -195,7 +196,7 @@ def quality(programmings: int, count: int = 1000) -> dict[str, Any]:
         )
         rows: dict[str, dict[str, str]] = {}
         for name in names:
-            for age, age_s in (("1 s", 1.0), ("1 day", DAY_S), ("1 year", YEAR_S)):
+            for age, age_s in AGES_S.items():
                 values = [100 * r.value for r in readings if r.method == name and r.time_s == age_s]
                 told = f"{statistics.fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
                 rows.setdefault(age, {})[name] = told

@@ -1,4 +1,4 @@
-"""Every command and every program in README.md and the how-tos for calibrations and timelines runs as it is printed."""
+"""Every command and every program in README.md and the how-tos on using pimcal runs as it is printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/how-to/calibrate.md", "docs/how-to/timeline.md")
+PAGES = ("README.md", "docs/how-to/aihwkit.md", "docs/how-to/calibrate.md", "docs/how-to/timeline.md")
 NOT_HERE = ("make",)  # what CI runs itself, in environments of its own
 
 
@@ -28,9 +28,24 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def write_profiles(page: str, folder: Path) -> None:
+    """The page's profiles that begin with the name of their file, as a comment."""
+    for text in blocks(page, "yaml"):
+        name = re.match(r"# (\S+\.yaml)\n", text)
+        if name:
+            (folder / name[1]).write_text(text)
+
+
+def _need_libraries(page: str) -> None:
+    pytest.importorskip("sklearn", reason="the pages' network classifies scikit-learn's digits")
+    if "aihwkit" in page:
+        pytest.importorskip("aihwkit", reason="the page is about it")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_the_page_run_in_order(page: str, tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
+    _need_libraries(page)
+    write_profiles(page, tmp_path)
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     commands = [line for line in lines if not line.startswith(NOT_HERE)]
     assert commands
@@ -43,7 +58,7 @@ def test_commands_of_the_page_run_in_order(page: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_program_of_the_page_runs(page: str, tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
+    _need_libraries(page)
     programs = blocks(page, "python")
     assert programs
     for program in programs:
