@@ -110,7 +110,9 @@ class DeviceMatrix:
             columns = self._columns(view, codes.clamp(min=0)) - self._columns(view, codes.clamp(max=0).neg())
         if self.differential:
             columns = torch.sub(*columns.chunk(2, dim=2))
-        y = view.finish(columns, x) * (step * self.unit)
+        y = view.finish(columns, x)
+        if self.converters.input_bits is not None or self.unit != 1.0:
+            y = y * (step * self.unit)
         if bias is not None:
             y = y + along_channels(bias, view)
         return y.to(x.dtype)
@@ -132,7 +134,8 @@ class DeviceMatrix:
             sums[cut.first] = sums[cut.first] + part if cut.first in sums else part
             vectors = part.shape[0] * part.shape[3]
         self._count(vectors)
-        return torch.cat([sums[first] for first in sorted(sums)], dim=2)
+        parts = [sums[first] for first in sorted(sums)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _convert_outputs(self, raw: Tensor) -> Tensor:
         """The ADC: one full scale for each product, shared by the columns that are read (auto-ranging)."""

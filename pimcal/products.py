@@ -91,6 +91,16 @@ class DeviceProducts:
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
     def _run_chunk(self, vectors: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+        columns = self._one_group(vectors, cut) if len(cut.blocks) == 1 else self._groups(vectors, cut)
+        return columns, self._inputs_sum(vectors, cut) if self.array.references.count else columns[:, :, :0]
+
+    def _one_group(self, vectors: Tensor, cut: Cut) -> Tensor:
+        n, _, positions, _ = vectors.shape
+        (block,) = cut.blocks
+        outputs = self._read(block, self.array.device.matmul(block.tile, self._drive(vectors, [block])))
+        return outputs.unflatten(0, (n, positions)).transpose(1, 2)[:, None]
+
+    def _groups(self, vectors: Tensor, cut: Cut) -> Tensor:
         n, groups, positions, _ = vectors.shape
         width = cut.last - cut.first + self.array.references.count
         columns = vectors.new_empty(n, groups, width, positions)
@@ -99,7 +109,7 @@ class DeviceProducts:
             outputs = self.array.device.matmul(tile, self._drive(vectors, blocks))
             for block, output in zip(blocks, outputs.split(n * positions), strict=True):
                 columns[:, block.group] = self._read(block, output).unflatten(0, (n, positions)).transpose(1, 2)
-        return columns, self._inputs_sum(vectors, cut) if self.array.references.count else columns[:, :, :0]
+        return columns
 
     def _inputs_sum(self, vectors: Tensor, cut: Cut) -> Tensor:
         """What the gain columns would give with weights of 1 [n, groups, 1, positions]."""

@@ -22,6 +22,7 @@ from pimcal_aihwkit.tiles import OwnTile, TileProducts, Vectorised
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CPP_PART_ELEMENTS = 1 << 17  # inputs that the C++ tile gets at a time
 _PROGRAM, _READ, _PRODUCT = 1, 2, 3  # what a draw is for: the second part of every key
 
 
@@ -73,6 +74,7 @@ class Aihwkit(Backend):
     def capabilities(self) -> Capabilities:
         return self._capabilities
 
+    @torch.inference_mode(False)  # what is made there could not be trained through later
     def program(self, tile: int, weights: Tensor) -> None:
         check_weights(self._capabilities, tile, weights)
         former = self._tiles.get(tile)
@@ -99,6 +101,8 @@ class Aihwkit(Backend):
             held.calls += 1
             key = mix(self._key(_PRODUCT, tile, self._batch) ^ held.calls)
             outputs = held.products.matmul(inputs, key)
+        if self._setup.scaling == "none" and limit is None:
+            return outputs
         return outputs * (held.scales if limit is None else held.scales * limit)
 
     def effective_weights(self, tile: int) -> Tensor:
@@ -130,6 +134,7 @@ class Aihwkit(Backend):
                 "scales": held.scales.cpu(),
                 "programmings": held.programmings,
                 "programmed_at_s": held.programmed_at_s,
+                "calls": held.calls,
             }
             for tile, held in self._tiles.items()
         }
@@ -142,6 +147,7 @@ class Aihwkit(Backend):
             drift = [None if part is None else part.cpu().clone() for part in held["drift"]]
             columns, scales = held["programmed"].cpu().clone(), held["scales"].cpu().clone()
             self._store(tile, columns, drift, scales, held["programmings"], held["programmed_at_s"])
+            self._tiles[tile].calls = held["calls"]
 
     def to(self, torch_device: torch.device) -> None:
         self._torch_device = torch_device
@@ -165,7 +171,9 @@ class Aihwkit(Backend):
     def _products(self, cols: int, rows: int) -> TileProducts | None:
         if self._setup.io is None:
             return None
-        return Vectorised(self._setup.io) if self._kind == "vectorised" else OwnTile(self._setup.rpu, cols, rows)
+        if self._kind == "vectorised":
+            return Vectorised(self._setup.io)
+        return OwnTile(self._setup.rpu, cols, rows, part_elements=_CPP_PART_ELEMENTS if self._kind == "cpp" else None)
 
     def _held(self, tile: int) -> _Tile:
         held = self._tiles.get(tile)
@@ -176,16 +184,19 @@ class Aihwkit(Backend):
     def _now(self, tile: int, held: _Tile) -> Tensor:
         """The tile's weights at present [cols, rows], in units of the array."""
         if held.now is None:
-            now = held.programmed
-            if self._conductances is not None:
-                age_s = self._time_s - held.programmed_at_s
-                key = self._key(_PROGRAM, tile, held.programmings)
-                read_key = self._key(_READ, tile, held.programmings, _as_int(age_s))
-                now = self._conductances.after(age_s, now, held.drift, key, read_key)
-            held.now = now.to(self._torch_device)
+            with torch.inference_mode(False):
+                held.now = self._aged(tile, held).to(self._torch_device)
             if held.products is not None:
                 held.products.set_weights(held.now)
         return held.now
+
+    def _aged(self, tile: int, held: _Tile) -> Tensor:
+        if self._conductances is None:
+            return held.programmed
+        age_s = self._time_s - held.programmed_at_s
+        key = self._key(_PROGRAM, tile, held.programmings)
+        read_key = self._key(_READ, tile, held.programmings, _as_int(age_s))
+        return self._conductances.after(age_s, held.programmed, held.drift, key, read_key)
 
     def _forget(self) -> None:
         for held in self._tiles.values():
@@ -209,7 +220,9 @@ def _scales(columns: Tensor, setup: Setup) -> Tensor:
     if setup.scaling == "none":
         return torch.ones(1)
     largest = columns.abs().amax(1) if setup.scaling == "column" else columns.abs().amax().reshape(1)
-    return torch.where(largest > 0, largest / setup.omega, 1.0)
+    used = largest[largest > 0]
+    # A column of zeros (an offset reference, a pruned channel) holds noise alone: it is to weigh as little as it can.
+    return torch.where(largest > 0, largest, used.amin() if len(used) else 1.0) / setup.omega
 
 
 def _readable_rows(setup: Setup) -> int | None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pimcal.errors import ConfigError
 from pimcal_aihwkit.analog_mvm import IoModel
 from pimcal_aihwkit.installation import import_aihwkit
@@ -69,24 +71,32 @@ def build(settings: AihwkitSettings) -> Setup:
     rpu = _base(settings)
     _set_forward(rpu.forward, settings.forward)
     _set_mapping(rpu.mapping, settings.mapping)
+    _check_forward(rpu.forward)
     if settings.tile == "vectorised":
         _check_vectorised(rpu.forward)
+    if settings.tile == "torch":
+        _check_torch(rpu.forward)
     scaled = rpu.mapping.weight_scaling_omega > 0
     scaling = ("column" if rpu.mapping.weight_scaling_columnwise else "tile") if scaled else "none"
-    wanted = settings.drift_compensation
     largest = limits_of(rpu)
     bounded = settings.preset is not None
     return Setup(
         rpu=rpu,
         io=None if _is_perfect(rpu.forward) else _io_model(rpu.forward),
-        noise=rpu.noise_model if settings.noise is None else _noise_model(settings.noise),
+        noise=_preset_noise(settings.preset, rpu) if settings.noise is None else _noise_model(settings.noise),
         scaling=scaling,
         omega=rpu.mapping.weight_scaling_omega or 1.0,
         input_range=_input_range(rpu, settings.forward),
-        drift_compensation=rpu.drift_compensation is not None if wanted is None else wanted == "global",
+        drift_compensation=_compensates(settings, rpu),
         rows=largest.rows if bounded else None,
         cols=largest.cols if bounded else None,
     )
+
+
+def _compensates(settings: AihwkitSettings, rpu: InferenceRPUConfig) -> bool:
+    if settings.drift_compensation is not None:
+        return settings.drift_compensation == "global"
+    return rpu.drift_compensation is not None and settings.preset != "FloatingPointPreset"
 
 
 def _base(settings: AihwkitSettings) -> InferenceRPUConfig:
@@ -165,6 +175,20 @@ def _is_perfect(io: IOParameters) -> bool:
     return io.is_perfect or io.mv_type == AnalogMVType.IDEAL
 
 
+def _check_forward(io: IOParameters) -> None:
+    """Refuse what no tile computes, whether it comes from a preset or was spelled out."""
+    from aihwkit.simulator.parameters.enums import NoiseManagementType, WeightNoiseType
+
+    if _is_perfect(io):
+        return
+    if io.noise_management != NoiseManagementType.NONE and io.inp_bound != 1.0:
+        raise ConfigError(
+            f"device.forward: noise management {io.noise_management.value} scales inputs to 1, so input_bound must be 1"
+        )
+    if io.w_noise > 0 and io.w_noise_type == WeightNoiseType.NONE:
+        raise ConfigError("device.forward: weight_noise needs a weight_noise_type: additive_constant or pcm_read")
+
+
 def _check_vectorised(io: IOParameters) -> None:
     from aihwkit.simulator.parameters.enums import AnalogMVType, BoundManagementType, NoiseManagementType
 
@@ -179,6 +203,18 @@ def _check_vectorised(io: IOParameters) -> None:
         lacking.append("noise management AverageAbsMax")
     if lacking:
         raise ConfigError(f"device.tile: vectorised does not model {', '.join(lacking)}; set device.tile: cpp")
+
+
+def _check_torch(io: IOParameters) -> None:
+    from aihwkit.exceptions import ConfigError as AihwkitConfigError
+    from aihwkit.simulator.tiles.analog_mvm import AnalogMVM
+
+    if _is_perfect(io):
+        return
+    try:
+        AnalogMVM.check_support(io)
+    except AihwkitConfigError as error:
+        raise ConfigError(f"device.tile: torch cannot compute this ({error}); use vectorised or cpp") from error
 
 
 def _io_model(io: IOParameters) -> IoModel:
@@ -207,8 +243,13 @@ def _io_model(io: IOParameters) -> IoModel:
 
 def _step(resolution: float, bound: float) -> float:
     """One code of a converter: a share of its range, which aihwkit also takes as a number of steps; 0: none."""
-    share = 1.0 / resolution if resolution > 1 else max(0.0, resolution)
-    return share * 2.0 * max(0.0, bound)
+    share = np.float32(1.0) / np.float32(resolution) if resolution > 1 else np.float32(max(0.0, resolution))
+    return float(share * np.float32(2.0 * max(0.0, bound)))  # in single precision, so that the last code is the tile's
+
+
+def _preset_noise(name: str | None, rpu: InferenceRPUConfig) -> BaseNoiseModel | None:
+    """The floating-point preset is meant to have no noise at all, but inherits aihwkit's default of PCM."""
+    return None if name == "FloatingPointPreset" else rpu.noise_model
 
 
 def _noise_model(noise: Any) -> BaseNoiseModel | None:

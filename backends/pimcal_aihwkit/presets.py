@@ -24,7 +24,7 @@ def preset(name: str) -> InferenceRPUConfig:
     known = _inference_presets()
     if name in known:
         return known[name]()
-    if hasattr(_module(), name):
+    if name.endswith("Preset") and isinstance(getattr(_module(), name, None), type):
         why = f"'{name}' is a preset for training on the device, which pimcal does not do"
         raise PresetError(f"{why}; for inference aihwkit has: {', '.join(sorted(known))}")
     raise PresetError(f"aihwkit has no preset '{name}'{did_you_mean(name, known)} (known: {', '.join(sorted(known))})")

@@ -9,14 +9,30 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    field_validator,
+    model_validator,
+)
 
 from pimcal.errors import ConfigError
 
 if TYPE_CHECKING:
     from pimcal.tile_check import Tiles
 
-Bits = Annotated[int, Field(ge=0, le=24)]
+
+def _no_single_bit(bits: int) -> int:
+    if bits == 1:
+        raise ValueError("signed codes of 1 bit leave 0 alone; use 0 (no quantisation) or 2 to 24")
+    return bits
+
+
+Bits = Annotated[int, Field(ge=0, le=24), AfterValidator(_no_single_bit)]
 Coefficients = Annotated[tuple[float, ...], Field(min_length=1, max_length=8)]
 TileKind = Literal["vectorised", "cpp", "torch"]
 
@@ -74,6 +90,7 @@ class PcmNoise(Part):
 
     @model_validator(mode="after")
     def _cover_the_range(self) -> PcmNoise:
+        _check_times(self.t_0_s, self.t_read_s)
         if self.drift and (self.drift.g_microsiemens[0] > 0 or self.drift.g_microsiemens[-1] < self.g_max_microsiemens):
             raise ValueError(
                 f"drift.g_microsiemens must reach from 0 to g_max_microsiemens ({self.g_max_microsiemens:g})"
@@ -114,7 +131,7 @@ class ReramCmoNoise(Part):
     """
 
     kind: Literal["reram_cmo"]
-    g_min_microsiemens: PositiveFloat = 9.0
+    g_min_microsiemens: Annotated[float, Field(ge=5.0)] = 9.0  # decays by some 3 within years
     g_max_microsiemens: PositiveFloat = 88.199997
     acceptance_range: Literal["0.2%", "2%"] = "0.2%"
     programming_noise_scale: NonNegativeFloat = 1.0
@@ -142,6 +159,17 @@ class CustomNoise(Part):
     read_noise_scale: NonNegativeFloat = 1.0
     t_0_s: PositiveFloat = 20.0
     t_read_s: PositiveFloat = 250e-9
+
+    @model_validator(mode="after")
+    def _keep_times_apart(self) -> CustomNoise:
+        _check_times(self.t_0_s, self.t_read_s)
+        return self
+
+
+def _check_times(t_0_s: float, t_read_s: float) -> None:
+    """Read noise piles up as sqrt(log((t + t_read) / (2 t_read))), which needs t > t_read."""
+    if t_0_s <= t_read_s:
+        raise ValueError(f"t_0_s must be larger than t_read_s ({t_read_s:g} s)")
 
 
 Noise = Annotated[
@@ -180,10 +208,14 @@ class Forward(Part):
             raise ValueError(
                 f"perfect products have no {', '.join(sorted(others))}; leave it out, or set perfect: false"
             )
-        if self.weight_noise and self.weight_noise_type in (None, "none"):
-            raise ValueError("weight_noise needs a weight_noise_type: additive_constant or pcm_read")
-        if self.input_bound not in (None, 1.0) and self.noise_management not in (None, "none"):
-            raise ValueError(f"noise_management {self.noise_management} scales inputs to 1, so input_bound must be 1")
+        if self.noise_management == "none" and self.noise_management_threshold:
+            raise ValueError("noise_management_threshold has no effect with noise_management: none")
+        for side, bound, bits in (
+            ("input", self.input_bound, self.input_bits),
+            ("output", self.output_bound, self.output_bits),
+        ):
+            if bound == 0 and bits:
+                raise ValueError(f"{side}_bits need an {side}_bound: a converter without a range has no steps")
         return self
 
 
@@ -194,6 +226,12 @@ class Mapping(Part):
         None, description="one scale for a tile, one for each of its columns, or the weights as they are"
     )
     weight_scaling_omega: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _refuse_a_scale_of_nothing(self) -> Mapping:
+        if self.weight_scaling == "none" and self.weight_scaling_omega is not None:
+            raise ValueError("weight_scaling_omega has no effect with weight_scaling: none")
+        return self
 
 
 class AihwkitSettings(Part):
@@ -228,16 +266,21 @@ class AihwkitSettings(Part):
         return name
 
     @model_validator(mode="after")
-    def _refuse_what_the_torch_tile_lacks(self) -> AihwkitSettings:
-        forward = self.forward
-        lacking = {
-            "weight_noise": bool(forward.weight_noise),
-            "ir_drop": bool(forward.ir_drop),
-            "noise_management: abs_max_np_sum": forward.noise_management == "abs_max_np_sum",
-        }
-        wanted = [name for name, asked in lacking.items() if asked]
-        if self.tile == "torch" and wanted:
-            raise ValueError(f"aihwkit's torch tile has no {', '.join(wanted)}; use tile: vectorised or tile: cpp")
+    def _refuse_what_cannot_be_combined(self) -> AihwkitSettings:
+        if self.preset is None:
+            _check_spelled_out(self.forward, self.tile)
+        elif find_spec("aihwkit") is not None:
+            from pimcal_aihwkit.config import build
+            from pimcal_aihwkit.installation import import_aihwkit
+
+            try:
+                import_aihwkit()
+            except ConfigError:
+                return self  # told when the device is opened
+            try:
+                build(self)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
         return self
 
     def misfits(self, tiles: Tiles) -> Iterator[tuple[str, str]]:
@@ -253,3 +296,20 @@ class AihwkitSettings(Part):
         for key, size, limit in (("rows", tiles.rows, largest.rows), ("cols", tiles.cols, largest.cols)):
             if size is not None and limit is not None and size > limit:
                 yield f"tiles.{key}", f"{self.preset} models tiles of at most {limit} {key} (got {size})"
+
+
+def _check_spelled_out(forward: Forward, tile: TileKind) -> None:
+    """Refuse what does not go together where no preset fills the gaps; aihwkit's defaults do."""
+    if forward.weight_noise and forward.weight_noise_type in (None, "none"):
+        raise ValueError("forward.weight_noise needs a weight_noise_type: additive_constant or pcm_read")
+    management = forward.noise_management or "abs_max"
+    if forward.input_bound not in (None, 1.0) and management != "none":
+        raise ValueError(f"noise_management: {management} scales inputs to 1, so forward.input_bound must be 1")
+    lacking = {
+        "weight_noise": bool(forward.weight_noise) or forward.weight_noise_type not in (None, "none"),
+        "ir_drop": bool(forward.ir_drop),
+        "noise_management: abs_max_np_sum": management == "abs_max_np_sum",
+    }
+    wanted = [name for name, asked in lacking.items() if asked]
+    if tile == "torch" and wanted:
+        raise ValueError(f"aihwkit's torch tile has no {', '.join(wanted)}; use tile: vectorised or tile: cpp")

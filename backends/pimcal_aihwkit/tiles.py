@@ -38,16 +38,28 @@ class Vectorised:
 
 
 class OwnTile:
-    """A simulator tile of aihwkit, on the CPU; its C++ code takes the noise of products from the clock."""
+    """A simulator tile of aihwkit, on the CPU.
 
-    def __init__(self, rpu: Any, cols: int, rows: int) -> None:
+    The C++ tile takes the noise of products from the clock. Each of its vectors is on its own, so that they can go to
+    it in parts that stay in the cache; the torch tile's bound management looks at all vectors of a call at once.
+    """
+
+    def __init__(self, rpu: Any, cols: int, rows: int, *, part_elements: int | None) -> None:
         self._owner = rpu.tile_class(cols, rows, rpu, bias=False)  # kept: the C++ tile works in its memory
         self._tile = self._owner.tile
+        self._part = None if part_elements is None else max(1, part_elements // rows)
 
     def set_weights(self, weights: Tensor) -> None:
         self._tile.set_weights(weights.cpu().contiguous())
 
     def matmul(self, inputs: Tensor, key: int) -> Tensor:
+        parts = inputs.cpu().split(self._part or max(1, len(inputs)))
         with seeded(key), torch.no_grad():  # the torch tile's weights are parameters
-            outputs: Tensor = self._tile.forward(inputs.cpu().contiguous(), False, False, False, True, False)
-        return outputs.to(inputs.device)
+            outputs = [self._tile.forward(_by_vector(part), False, False, False, True, False) for part in parts]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).to(inputs.device)
+
+
+def _by_vector(part: Tensor) -> Tensor:
+    """Contiguous [n, rows]. The vectors of a convolution come position by position (`ConvView.patches`): copied row by
+    row first, the rest is a plain transpose, which torch does block by block and several times as fast."""
+    return part.t().contiguous().t().contiguous()
