@@ -22,6 +22,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/dispatch.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/aihwkit.py
 
 wheel: $(BIN)/python
 	$(INSTALL) build

@@ -12,8 +12,9 @@ from pimcal.matrices import MatrixView
 from pimcal.placement import Block, Placed
 from pimcal.tile_array import TileArray
 
-# Input vectors are built for so many samples at a time that they stay below this many elements (32 MB).
-_CHUNK_ELEMENTS = 1 << 23
+# Input vectors are built for so many samples at a time that they stay below this many elements (4 MB, which caches
+# hold; more is not faster).
+_CHUNK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 import pimcal
+import pimcal.errors
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 def main() -> None:
     assert CHECKOUT not in Path(pimcal.__file__).parents, f"pimcal comes from the checkout: {pimcal.__file__}"
-    for library in ("matplotlib", "sklearn", "torchvision", "pytest"):
+    for library in ("aihwkit", "matplotlib", "sklearn", "torchvision", "pytest"):
         assert importlib.util.find_spec(library) is None, f"{library} is installed: the wheel asks for too much"
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
@@ -24,6 +25,12 @@ def main() -> None:
         net.apply(pimcal.calibrate(net, images.split(8)))
         after = (net(images) - model(images)).square().mean()
     assert after < before, (before, after)
+    try:
+        pimcal.open_device("aihwkit_pcm")
+    except pimcal.errors.MissingExtraError as error:
+        assert "pip install 'pimcal[aihwkit]'" in str(error), error
+    else:
+        raise AssertionError("a profile for aihwkit opened without aihwkit")
     print(f"wheel works: {pimcal.__file__}")
 
 
