@@ -108,7 +108,7 @@ class DeviceProducts:
         for tile in sorted({block.tile for block in cut.blocks}):
             blocks = [block for block in cut.blocks if block.tile == tile]
             outputs = self.array.device.matmul(tile, self._drive(vectors, blocks))
-            for block, output in zip(blocks, outputs.split(n * positions), strict=True):
+            for block, output in zip(blocks, outputs.unflatten(0, (len(blocks), n * positions)), strict=True):
                 columns[:, block.group] = self._read(block, output).unflatten(0, (n, positions)).transpose(1, 2)
         return columns
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from pimcal.calibration.methods import check_method
 from pimcal.calibration.run import calibrate
 from pimcal.deployment import Deployment, deploy
 from pimcal.device import Device, open_device
@@ -131,6 +132,9 @@ def _age(
     with open_device(profile) as device:
         net = deploy(model, device)
         _check_stays(net)
+        for recipe in recipes:
+            if recipe.method is not None:
+                check_method(net, recipe.method)
         if any(recipe.gdc for recipe in recipes):
             device.watch_drift()
         notes = (*net.placement.notes, *_own_compensation(device))

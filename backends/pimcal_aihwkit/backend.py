@@ -11,7 +11,7 @@ import torch
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.draws import key_of, mix
-from pimcal.errors import ConfigError, UsageError
+from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
 from pimcal_aihwkit.conductance import Coefficients, Conductances
 from pimcal_aihwkit.config import Setup, build
@@ -84,7 +84,10 @@ class Aihwkit(Backend):
         columns /= scales[:, None]
         drift: Coefficients = []
         if self._conductances is not None:
-            columns, drift = self._conductances.program(columns, self._key(_PROGRAM, tile, programmings))
+            try:
+                columns, drift = self._conductances.program(columns, self._key(_PROGRAM, tile, programmings))
+            except DataError as error:
+                raise DataError(f"tile {tile}: {error}; keep its layer on the host (host: in the profile)") from error
         self._store(tile, columns, drift, scales, programmings, self._time_s)
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
@@ -138,9 +141,15 @@ class Aihwkit(Backend):
             }
             for tile, held in self._tiles.items()
         }
-        return {"seed": self._seed, "batch": self._batch, "time_s": self._time_s, "tiles": tiles}
+        model = _model(self._setup)
+        return {"model": model, "seed": self._seed, "batch": self._batch, "time_s": self._time_s, "tiles": tiles}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (model := _model(self._setup)) != state["model"]:
+            raise DataError(
+                f"state was saved from tiles with {state['model']}, and these have {model}; open the device with the "
+                "profile that it was saved with"
+            )
         self._seed, self._batch, self._time_s = state["seed"], state["batch"], state["time_s"]
         self._tiles = {}
         for tile, held in state["tiles"].items():
@@ -208,6 +217,11 @@ class Aihwkit(Backend):
 
 def _name(settings: AihwkitSettings) -> str:
     return settings.preset or (settings.noise.kind if settings.noise else "pcm")
+
+
+def _model(setup: Setup) -> str:
+    """What makes sense of a tile's state: without the same, its numbers mean something else."""
+    return f"{'no noise' if setup.noise is None else type(setup.noise).__name__} and weight_scaling {setup.scaling}"
 
 
 def _as_int(value: float) -> int:

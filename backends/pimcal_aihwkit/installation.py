@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -122,7 +124,16 @@ def _trial() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         raise explained(error, sys.version_info[:2]) from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C that failed: the initialisation of a compiled module turns that into an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def explained(error: Exception, python: tuple[int, int]) -> ConfigError:
@@ -133,15 +144,39 @@ def explained(error: Exception, python: tuple[int, int]) -> ConfigError:
         return ConfigError(f"aihwkit has no wheel for Python {version}; the backend 'aihwkit' needs Python {works}")
     if isinstance(error, ModuleNotFoundError) and error.name == "aihwkit":
         return MissingExtraError("the backend 'aihwkit'", "aihwkit", "aihwkit")
+    if (shadow := _shadow()) is not None:
+        return ConfigError(
+            f"{shadow} has the name of the library aihwkit and is found in its place; rename it, or run from another "
+            f"folder\n({_in_short(error)})"
+        )
     said = str(error)
     cause = next((cause for sign, cause in _CAUSES.items() if sign in said), _UNKNOWN)
     torch_, aihwkit = (f"'{requirement}'" for requirement in PAIRS[python])
     return ConfigError(
         f"aihwkit {_version('aihwkit')} does not work with torch {_version('torch')}: {cause.reason}\n"
-        f"({type(error).__name__}: {next(iter(said.splitlines()), 'no reason given')})\n"
+        f"({_in_short(error)})\n"
         f"on Python {version} install the pair that works:\n"
         f"    {cause.command.format(torch=torch_, aihwkit=aihwkit)}"
     )
+
+
+def _shadow() -> Path | None:
+    """A file or folder that is imported as `aihwkit` and is not the library; None: there is none."""
+    spec = importlib.util.find_spec("aihwkit")
+    if spec is None or spec.origin is None:
+        return None
+    found = Path(spec.origin)
+    if spec.submodule_search_locations is None:
+        return found  # a single file; the library is a package
+    try:
+        library = Path(str(importlib.metadata.distribution("aihwkit").locate_file("aihwkit/__init__.py")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return found.parent if library.exists() and not library.samefile(found) else None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no reason given')}"
 
 
 def _version(library: str) -> str:

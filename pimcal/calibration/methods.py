@@ -39,13 +39,8 @@ def default_batch_size(method: str) -> int:
     return 64 if method == "ema" else 16
 
 
-def find_corrections(
-    net: Deployment, batches: Sequence[Any], method: Method, *, momentum: float, progress: Progress
-) -> Corrections:
-    """Measure and correct `net` on `batches`; its modules are left as the measurement needed them.
-
-    Raises UsageError for an unknown method, or for a model without BatchNorm where the method needs one.
-    """
+def check_method(net: Deployment, method: str) -> None:
+    """Raise UsageError for an unknown method, or for a model without BatchNorm where the method needs one."""
     if method not in METHODS:
         raise UsageError(f"unknown calibration method '{method}'; choose one of: {', '.join(METHODS)}")
     if method != "affine" and not norm_points(net):
@@ -53,6 +48,16 @@ def find_corrections(
             f"method '{method}' corrects BatchNorm statistics, and this model has no BatchNorm with running "
             "statistics; use method 'affine', which corrects the device layers' outputs"
         )
+
+
+def find_corrections(
+    net: Deployment, batches: Sequence[Any], method: Method, *, momentum: float, progress: Progress
+) -> Corrections:
+    """Measure and correct `net` on `batches`; its modules are left as the measurement needed them.
+
+    Raises UsageError for an unknown method, or for a model without BatchNorm where the method needs one.
+    """
+    check_method(net, method)
     if method == "ema":
         return _ema(net, batches, momentum, progress)
     clean = CleanStatistics()

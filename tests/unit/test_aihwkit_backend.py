@@ -185,6 +185,23 @@ def test_a_device_continues_exactly_from_a_file(kind):
     assert torch.equal(other.matmul(2, random_inputs()), device.matmul(2, random_inputs()))
 
 
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"noise": {"kind": "reram"}}, "ReRam"),
+        ({"noise": {"kind": "none"}}, "no noise"),
+        ({"mapping": {"weight_scaling": "column"}}, "weight_scaling column"),
+    ],
+)
+def test_a_state_of_another_model_is_refused_and_the_device_stays_as_it_is(parts, named):
+    state = in_mid_life(noise={"kind": "pcm"}).state_dict()
+    other = in_mid_life(**{"noise": {"kind": "pcm"}, "forward": {"output_noise": 0.0}, **parts})
+    before = other.matmul(0, random_inputs())
+    with pytest.raises(DataError, match=f"PCMLikeNoiseModel and weight_scaling none, and these have .*{named}"):
+        other.load_state_dict(state)
+    assert torch.equal(other.matmul(0, random_inputs()), before)
+
+
 def test_a_device_continues_exactly_from_the_middle_of_a_batch():
     device = in_mid_life()
     device.matmul(0, random_inputs())

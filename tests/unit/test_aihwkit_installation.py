@@ -181,6 +181,45 @@ def test_broken_installation_is_told_with_what_failed_and_installed_anew(install
     assert named.items() >= requirements(sys.version_info[:2]).items()
 
 
+def shadowed_by(folder: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `check_pair` says beside a file of the user's."""
+    path = folder / file
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    monkeypatch.syspath_prepend(str(folder))
+    with pytest.raises(ConfigError) as raised:
+        check_pair()
+    assert not isinstance(raised.value, MissingExtraError)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(("file", "named"), [("aihwkit.py", "aihwkit.py"), ("aihwkit/__init__.py", "aihwkit")])
+def test_what_hides_the_library_because_it_has_its_name_is_named(installed, tmp_path, monkeypatch, file, named):
+    installed()
+    said = shadowed_by(tmp_path / "lab", file, monkeypatch)
+    assert said.startswith(f"{tmp_path / 'lab' / named} has the name of the library aihwkit")
+    assert "rename it" in said
+    assert "pip install" not in said
+
+
+def test_a_file_of_that_name_is_named_without_the_library_too(installed, tmp_path, monkeypatch):
+    said = shadowed_by(tmp_path / "lab", "aihwkit.py", monkeypatch)
+    assert said.startswith(f"{tmp_path / 'lab' / 'aihwkit.py'} has the name of the library aihwkit")
+
+
+def test_ctrl_c_while_a_compiled_module_loads_is_no_fault_of_the_installation(installed):
+    """The module raises ImportError then, from KeyboardInterrupt."""
+    compiled = """
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt
+    """
+    installed({"simulator/configs": compiled})
+    with pytest.raises(KeyboardInterrupt):
+        check_pair()
+
+
 def test_absent_aihwkit_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "aihwkit", None)
     for needing in (import_aihwkit, check_pair):

@@ -237,7 +237,7 @@ def test_integer_weights_do_what_a_loop_over_codes_does(open_backend, signed_wei
 @pytest.mark.parametrize("backend", ["ideal", "plain"])
 @pytest.mark.parametrize("options", [{}, {"references.gain": 1}, {"io.input_bits": 8, "io.output_bits": 8}])
 def test_an_empty_batch_gives_an_empty_output(open_backend, backend, options):
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 2))
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(36, 2))
 
     net = pimcal.deploy(model, open_backend(backend, options))
 

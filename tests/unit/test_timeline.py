@@ -191,6 +191,15 @@ def test_a_device_without_a_clock_is_refused_before_anything_is_programmed(run, 
         run(profile="ideal", overrides={})
 
 
+def test_a_method_that_the_network_cannot_have_is_refused_before_anything_is_measured(data, calibration):
+    measured = []
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    profile = pimcal.load_profile("gaussian_mul", DRIFT)
+    with pytest.raises(UsageError, match="affine"):
+        timeline(plain, profile, TIMES_S, ALL, [0], data, lambda recipe: calibration, MSE, measured.append)
+    assert not measured
+
+
 def test_a_network_that_is_programmed_anew_in_every_pass_is_refused(run):
     with pytest.raises(ConfigError, match=r"takes 2 turns on the device, .* nothing ages; give the device more tiles"):
         run(recipes("none"), overrides={**DRIFT, "tiles.count": 1, "tiles.rows": 64, "tiles.cols": 4})
