@@ -1,0 +1,108 @@
+"""A PIM board as pimcal's backend: torch's tensors in and out, everything else in `driver`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pimcal.backend import Backend, Capabilities
+from pimcal.errors import ConfigError, DataError
+from pimcal.tile_check import Tiles, check_inputs, check_weights
+from pimcal_serial.connection import Connection
+from pimcal_serial.driver import Driver
+from pimcal_serial.inputs import Int8s
+from pimcal_serial.messages import BoardInfo
+from pimcal_serial.settings import SerialSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Serial(Backend):
+    """A board on a serial port, or the virtual one; see `SerialSettings`."""
+
+    def __init__(self, settings: SerialSettings, tiles: Tiles) -> None:
+        self._connection = Connection(settings)
+        try:
+            self._capabilities = _capabilities(self._connection.session.info, tiles)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._driver = Driver(self._connection.session)
+
+    @classmethod
+    def check_installation(cls) -> str:
+        """Which pyserial, and which ports there are."""
+        import serial
+
+        from pimcal_serial.transport import list_ports
+
+        ports = ", ".join(entry["port"] for entry in list_ports())
+        return f"pyserial {serial.__version__}; ports: {ports or 'none'}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def program(self, tile: int, weights: Tensor) -> None:
+        check_weights(self._capabilities, tile, weights)
+        self._driver.program(tile, _codes(f"tile {tile}: weights", weights))
+
+    def matmul(self, tile: int, inputs: Tensor) -> Tensor:
+        shape = self._driver.shape(tile)
+        check_inputs(tile, None if shape is None else shape[0], inputs)
+        outputs = self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs))
+        return torch.from_numpy(outputs).to(inputs.dtype)
+
+    def telemetry(self) -> dict[str, float]:
+        """The board's readings, and what its link has done since it was opened."""
+        readings, session = self._driver.readings(), self._connection.session
+        supply_v = None if readings.supply_mv is None else readings.supply_mv / 1000
+        uptime_s = None if readings.uptime_ms is None else readings.uptime_ms / 1000
+        measured = {"temperature_c": readings.temperature_c, "supply_v": supply_v, "uptime_s": uptime_s}
+        counters = session.counters
+        return {name: value for name, value in measured.items() if value is not None} | {
+            "link_sent_bytes": counters.bytes_sent,
+            "link_received_bytes": counters.bytes_received,
+            "link_repeats": counters.repeats,
+            "link_frames_dropped": session.frames_dropped,
+            "link_reopened": counters.reopened,
+            "board_restarts": counters.restarts,
+        }
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _capabilities(board: BoardInfo, tiles: Tiles) -> Capabilities:
+    """What the board has; the profile may use less of it. Raises ConfigError where it wants more."""
+    name = f"{board.model or 'board'} {board.serial_number}".strip()
+    asked = {"tiles": tiles.count, "rows": tiles.rows, "cols": tiles.cols}
+    there = {"tiles": board.tiles, "rows": board.rows, "cols": board.cols}
+    for what, wanted in asked.items():
+        if wanted is not None and wanted > there[what]:
+            key = "count" if what == "tiles" else what
+            raise ConfigError(f"{name} has {there[what]} {what}, the profile wants {wanted}; correct tiles.{key}")
+    return Capabilities(
+        identity=name,
+        tiles=tiles.count or board.tiles,
+        rows=tiles.rows or board.rows,
+        cols=tiles.cols or board.cols,
+        weight_bits=board.weight_bits,
+        input_bits=board.input_bits,
+        output_bits=board.output_bits or None,
+        weight_unit="full_scale",
+        firmware=board.firmware,
+        mvm_s=board.mvm_ns / 1e9 if board.mvm_ns else None,
+    )
+
+
+def _codes(what: str, values: Tensor) -> Int8s:
+    """Whole numbers as int8 [n, length]. Raises DataError for other values."""
+    whole = values.detach().cpu().numpy()
+    codes = whole.astype(np.int8)
+    if not np.array_equal(codes, whole):
+        raise DataError(f"{what} must be whole numbers of at most 8 bits")
+    return np.ascontiguousarray(codes)

@@ -1,0 +1,291 @@
+"""`pimcal board`: look at a board, measure its link, use its tiles by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pimcal.cli.options import Json, Overrides
+from pimcal.cli.output import note, print_json, print_table
+from pimcal.errors import ConfigError, DataError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pydantic_core import ErrorDetails
+
+    from pimcal_serial.connection import Connection
+    from pimcal_serial.driver import Driver
+    from pimcal_serial.settings import SerialSettings
+
+board = typer.Typer(no_args_is_help=True, help="Look at a board on a serial port, measure its link, use its tiles.")
+
+Port = Annotated[
+    str | None,
+    typer.Option("--port", metavar="PORT", help="/dev/..., usb:SERIAL, socket://host:port, rfc2217://..., sim:"),
+]
+Baud = Annotated[int | None, typer.Option("--baud", min=1, help="Line rate in bit/s; left out: 115200.")]
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", metavar="NAME|FILE", help="Take port and rate from a hardware profile.")
+]
+Tile = Annotated[int, typer.Option("--tile", min=0, max=0xFFFE, help="Which tile.")]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE.npy", help="Where to write the result.")]
+
+
+@board.command("list")
+def list_(as_json: Json = False) -> None:
+    """List this machine's serial ports, with what to write into a profile."""
+    from pimcal_serial.transport import list_ports
+
+    ports = list_ports()
+    if as_json:
+        print_json({"ports": ports})
+    elif ports:
+        print_table(("port", "device", "description"), [(p["port"], p["device"], p["description"]) for p in ports])
+    else:
+        note("no serial port was found; is the board plugged in?")
+
+
+@board.command()
+def info(port: Port = None, baud: Baud = None, profile: ProfileName = None, as_json: Json = False) -> None:
+    """Tell what the board says of itself, its readings and its counters."""
+    from pimcal_serial.report import board_report
+
+    with _opened(port, baud, profile) as connection:
+        found = board_report(connection.session)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("", ""), [(name, _shown(value)) for name, value in found.items() if value is not None])
+
+
+@board.command()
+def echo(
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many frames.")] = 100,
+    size: Annotated[int, typer.Option("--size", min=0, help="Bytes in each.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Send frames of random bytes to the board and compare what comes back."""
+    from pimcal_serial.report import echo_report
+
+    with _opened(port, baud, profile) as connection:
+        if size > connection.session.info.max_payload:
+            raise UsageError(f"--size {size}: the board takes at most {connection.session.info.max_payload} bytes")
+        _print(echo_report(connection.session, count, size), as_json)
+
+
+@board.command()
+def bench(
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="How long to measure each figure.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Measure round-trip times, and the goodput each way as a share of the line rate."""
+    from pimcal_serial.report import bench_report
+
+    settings = _settings(port, baud, profile)
+    with _connected(settings) as connection:
+        rate = None if settings.port == "sim:" else settings.baud
+        _print(bench_report(connection.session, rate, seconds), as_json)
+
+
+@board.command()
+def program(
+    weights: Annotated[Path, typer.Option("--weights", metavar="FILE.npy", help="Whole numbers [rows, cols].")],
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    tile: Tile = 0,
+) -> None:
+    """Write weights to a tile, and read them back to compare."""
+    with _driver(port, baud, profile) as driver:
+        values = _read_codes(weights)
+        _check_fit(driver, tile, values)
+        driver.program(tile, values)
+        wrong = int((driver.readback(tile) != values).sum())
+    told = "as written" if not wrong else f"{wrong} of them differ"
+    note(f"tile {tile} holds {values.shape[0]} x {values.shape[1]} weights, {told}")
+
+
+@board.command()
+def readback(out: Out, port: Port = None, baud: Baud = None, profile: ProfileName = None, tile: Tile = 0) -> None:
+    """Write the weights that a tile holds to a file."""
+    with _driver(port, baud, profile) as driver:
+        values = driver.readback(tile)
+    _write(out, values)
+    note(f"{out}: {values.shape[0]} x {values.shape[1]} weights of tile {tile}")
+
+
+@board.command()
+def mvm(
+    inputs: Annotated[Path, typer.Option("--inputs", metavar="FILE.npy", help="Whole numbers [n, rows].")],
+    out: Out,
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    tile: Tile = 0,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE.npy", help="Program these first; else what the tile holds."),
+    ] = None,
+) -> None:
+    """Multiply vectors by a tile, and write the products to a file."""
+    with _driver(port, baud, profile) as driver:
+        values = _read_codes(inputs)
+        if weights is None:
+            driver.adopt(tile)
+        else:
+            matrix = _read_codes(weights)
+            _check_fit(driver, tile, matrix)
+            driver.program(tile, matrix)
+        rows = (driver.shape(tile) or (0, 0))[0]
+        if values.shape[1] != rows:
+            raise DataError(f"{inputs}: vectors of {values.shape[1]} values, tile {tile} has {rows} rows")
+        products = driver.multiply(tile, values)
+    _write(out, products)
+    note(f"{out}: {products.shape[0]} vectors of {products.shape[1]} products")
+
+
+@board.command()
+def reset(port: Port = None, baud: Baud = None, profile: ProfileName = None) -> None:
+    """Restart the board; its weights are gone then."""
+    from pimcal_serial.report import restart
+
+    with _opened(port, baud, profile) as connection:
+        boot_id = restart(connection.session)
+    note(f"the board has restarted (boot id {boot_id}); its tiles are empty")
+
+
+@board.command()
+def simulate(
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME|FILE", help="Its `device.simulator` describes the board.")
+    ] = "board_virtual",
+    overrides: Overrides = None,
+    pty: Annotated[
+        Path | None, typer.Option("--pty", metavar="PATH", help="Appear as a terminal at this path.")
+    ] = None,
+    tcp: Annotated[int | None, typer.Option("--tcp", min=0, max=65535, help="Listen at this TCP port instead.")] = None,
+    pace: Annotated[int | None, typer.Option("--pace", min=1, help="Be as slow as a line of so many bit/s.")] = None,
+) -> None:
+    """Be a virtual board, until Ctrl-C; prints the port that others use to reach it."""
+    from pimcal_serial.simulator.serve import simulate as serve
+    from pimcal_serial.simulator.settings import BoardSettings
+
+    settings = _of_profile(profile, None, overrides)
+    if settings.port != "sim:":
+        raise ConfigError(f'profile {profile} is for a real board (port {settings.port}); use one with port: "sim:"')
+    serve(settings.simulator or BoardSettings(), pty, tcp, pace, typer.echo)
+
+
+# what the commands share
+
+
+def _settings(port: str | None, baud: int | None, profile: str | None) -> SerialSettings:
+    from pydantic import ValidationError
+
+    from pimcal_serial.settings import SerialSettings
+
+    if (port is None) == (profile is None):
+        raise UsageError("name the board by --port or by --profile, by one of them")
+    if port is None:
+        return _of_profile(profile or "", baud)
+    try:
+        return SerialSettings.model_validate({"port": port} | ({} if baud is None else {"baud": baud}))
+    except ValidationError as error:
+        raise ConfigError("; ".join(map(_told, error.errors()))) from error
+
+
+def _told(details: ErrorDetails) -> str:
+    """pydantic's error in a line, named by its option."""
+    message = details["msg"].removeprefix("Value error, ")
+    return f"--{details['loc'][0]}: {message}" if details["loc"] else message
+
+
+def _of_profile(name: str, baud: int | None, overrides: list[str] | None = None) -> SerialSettings:
+    from pimcal.cli.options import read_profile
+    from pimcal_serial.settings import SerialSettings
+
+    settings = read_profile(name, [*(overrides or []), *([] if baud is None else [f"device.baud={baud}"])]).settings
+    if not isinstance(settings, SerialSettings):
+        raise ConfigError(f"profile {name} is for no board on a serial port; name one with `backend: serial`")
+    return settings
+
+
+@contextmanager
+def _connected(settings: SerialSettings) -> Iterator[Connection]:
+    from pimcal_serial.connection import Connection
+
+    with Connection(settings) as connection:
+        yield connection
+
+
+@contextmanager
+def _opened(port: str | None, baud: int | None, profile: str | None) -> Iterator[Connection]:
+    with _connected(_settings(port, baud, profile)) as connection:
+        yield connection
+
+
+@contextmanager
+def _driver(port: str | None, baud: int | None, profile: str | None) -> Iterator[Driver]:
+    from pimcal_serial.driver import Driver
+
+    with _opened(port, baud, profile) as connection:
+        yield Driver(connection.session)
+
+
+def _read_codes(path: Path) -> np.ndarray:
+    """An .npy file's matrix of whole numbers as int8. Raises DataError."""
+    import numpy as np
+
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as an .npy file: {error}") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size:
+        raise DataError(f"{path} holds no matrix")
+    if values.dtype.kind not in "biuf" or not np.array_equal(values, np.clip(np.trunc(values), -128, 127)):
+        raise DataError(f"{path} holds values that are no whole numbers of 8 bits")
+    return np.ascontiguousarray(values.astype(np.int8))
+
+
+def _check_fit(driver: Driver, tile: int, weights: np.ndarray) -> None:
+    board_info = driver.session.info
+    rows, cols = weights.shape
+    if tile >= board_info.tiles:
+        raise UsageError(f"--tile {tile}: the board's tiles are 0 to {board_info.tiles - 1}")
+    if rows > board_info.rows or cols > board_info.cols:
+        raise UsageError(f"weights of {rows} x {cols} do not fit a tile of {board_info.rows} x {board_info.cols}")
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    import io
+
+    import numpy as np
+
+    from pimcal.files import write_atomically
+
+    content = io.BytesIO()
+    np.save(content, values)
+    write_atomically(path, content.getvalue())
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("", ""), [(name, _shown(value)) for name, value in found.items() if value is not None])
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

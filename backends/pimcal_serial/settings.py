@@ -1,0 +1,78 @@
+"""The `device:` part of a profile whose backend is `serial`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from pimcal.tile_check import Tiles
+from pimcal_serial.simulator.settings import BoardSettings
+
+SIMULATED = "sim:"
+_URLS = ("socket", "rfc2217")
+
+
+def check_port(port: str) -> str:
+    """Raise ValueError for what is no port."""
+    if port == SIMULATED or (port.startswith("usb:") and len(port) > len("usb:")):
+        return port
+    if "://" in port:
+        _check_url(port)
+    elif not port.startswith("/"):
+        raise ValueError(
+            f"port '{port}' is none of: a device path (/dev/...), usb:SERIAL, socket://host:port, "
+            "rfc2217://host:port, sim:"
+        )
+    return port
+
+
+def _check_url(port: str) -> None:
+    parts = urlsplit(port)
+    try:
+        number = parts.port
+    except ValueError:
+        number = None
+    if parts.scheme not in _URLS or not parts.hostname or not number:
+        raise ValueError(f"port '{port}' must be socket://host:port or rfc2217://host:port")
+
+
+class SerialSettings(BaseModel):
+    """Where the board is, and how patient to be with it.
+
+    `port`: a device path, `usb:SERIAL` (the USB serial number, which stays the same wherever it is plugged in),
+    `socket://host:port`, `rfc2217://host:port`, or `sim:` for a virtual board within this process. `serial_number`:
+    refuse any other board. `margin_s`: what host, adapter and network may add to the time that a request takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    port: Annotated[str, AfterValidator(check_port)]
+    baud: PositiveInt = Field(115200, le=2**32 - 1, description="line rate in bit/s")
+    serial_number: str | None = Field(None, min_length=1, description="of the board, as HELLO tells it")
+    margin_s: PositiveFloat = Field(0.25, description="added to every time-out")
+    connect_s: PositiveFloat = Field(3.0, description="how long the board may take to answer the first time")
+    reconnect_s: PositiveFloat = Field(10.0, description="how long a lost board is waited for")
+    simulator: BoardSettings | None = Field(None, description="the virtual board, for port sim: alone")
+
+    @model_validator(mode="after")
+    def _simulate_only_what_is_simulated(self) -> SerialSettings:
+        if self.simulator is not None and self.port != SIMULATED:
+            raise ValueError(f"simulator has no effect with port {self.port}; it is for port sim:")
+        return self
+
+    def misfits(self, tiles: Tiles) -> Iterator[tuple[str, str]]:
+        """What of a profile's `tiles:` part the virtual board does not have."""
+        if self.port != SIMULATED:
+            return
+        board = self.simulator or BoardSettings()
+        limits = (
+            ("count", tiles.count, board.tiles),
+            ("rows", tiles.rows, board.rows),
+            ("cols", tiles.cols, board.cols),
+        )
+        for key, asked, there in limits:
+            if asked is not None and asked > there:
+                yield f"tiles.{key}", f"the virtual board has {there} (got {asked}); see device.simulator"
