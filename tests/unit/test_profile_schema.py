@@ -13,8 +13,9 @@ from pimcal.profile import load_profile, profile_schema
 from pimcal.profile.find import shipped
 from pimcal_aihwkit.settings import AihwkitSettings
 from pimcal_gaussian.settings import GaussianSettings
+from pimcal_serial.settings import SerialSettings
 
-SETTINGS = {"ideal": IdealSettings, "gaussian": GaussianSettings, "aihwkit": AihwkitSettings}
+SETTINGS = {"ideal": IdealSettings, "gaussian": GaussianSettings, "aihwkit": AihwkitSettings, "serial": SerialSettings}
 
 
 def settings_model(backend: str) -> type[BaseModel]:
