@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,13 +35,11 @@ class Serial(Backend):
 
     @classmethod
     def check_installation(cls) -> str:
-        """Which pyserial, and which ports there are."""
-        import serial
-
+        """Which pyserial, and which ports there are. Raises MissingExtraError."""
         from pimcal_serial.transport import list_ports
 
-        ports = ", ".join(entry["port"] for entry in list_ports())
-        return f"pyserial {serial.__version__}; ports: {ports or 'none'}"
+        ports = ", ".join(entry["port"] for entry in list_ports())  # before the next line: it names a missing extra
+        return f"pyserial {importlib.metadata.version('pyserial')}; ports: {ports or 'none'}"
 
     @property
     def capabilities(self) -> Capabilities:
