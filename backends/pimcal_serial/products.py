@@ -9,7 +9,7 @@ import numpy as np
 from pimcal_serial.inputs import InputFormat, Int8s, OutputFormat, output_size
 from pimcal_serial.messages import BoardInfo, Capability
 
-_MVM_HEAD, _RESULT_HEAD, _PROGRAM_HEAD = 8, 4, 9  # bytes of the payloads before weights and vectors
+_MVM_HEAD, _RESULT_HEAD, _PROGRAM_HEAD = 16, 4, 12  # bytes of the payloads before weights and vectors
 _MOST_VECTORS = 0xFFFF
 _INT16_TOP = 2**15 - 1
 
@@ -64,15 +64,15 @@ def spans(
         room = min(board.max_payload, best_payload())
         before = ends[start - 1] if start else 0
         end = int(np.searchsorted(ends, before + room - _MVM_HEAD, side="right"))
-        end = max(start + 1, min(end, start + _fitting(board, room, cols, form)))
+        end = max(start + 1, min(end, start + fitting(board, room, cols, form)))
         yield start, end
         start = end
 
 
-def _fitting(board: BoardInfo, room: int, cols: int, form: OutputFormat) -> int:
-    """How many output vectors fit into an answer."""
+def fitting(board: BoardInfo, room: int, cols: int, form: OutputFormat) -> int:
+    """How many output vectors of `cols` fit into an answer of `room` bytes; one at least, so that work goes on."""
     one = output_size(1, cols, form, board.output_bits)
-    return min(_MOST_VECTORS, board.max_payload, (room - _RESULT_HEAD) // one)
+    return max(1, min(_MOST_VECTORS, board.max_payload, (room - _RESULT_HEAD) // one))
 
 
 def program_rows(board: BoardInfo, cols: int) -> int:

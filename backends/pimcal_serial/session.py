@@ -63,14 +63,23 @@ class RefusedError(UsageError):
         self.status = status
 
 
+def _at_once() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to ask; `answer_bytes` is how long the answer's payload will be, for time-outs."""
+    """What to ask; `answer_bytes` is how long the answer's payload will be, for time-outs.
+
+    `ready`: whether it may be sent, and what comes behind it; asked until it says yes. What gets lost is repeated later
+    than what was sent behind it, so that a request has to wait for the answers to those that it depends on.
+    """
 
     kind: MessageType
     payload: bytes = b""
     tile: int = NO_TILE
     answer_bytes: int = 0
+    ready: Callable[[], bool] = _at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +134,7 @@ class Session:
         self.counters = LinkCounters()
         self._connect, self._timing, self._name, self._host = connect, timing or Timing(), name, host
         self._clock, self._sleep = clock, sleep
+        self._opening_baud = self._timing.baud
         # A program that is started again must not meet its own old answers in the board's replay cache.
         self._sequence = (random or SystemRandom()).randrange(_LARGEST_SEQUENCE)
         self._transport = connect()
@@ -141,6 +151,11 @@ class Session:
             self._transport.close()
             raise
         self._reader = FrameReader(encoded_size(self.info.max_payload))
+
+    @property
+    def baud(self) -> int | None:
+        """The line's rate at present, None where it takes no time."""
+        return self._timing.baud
 
     @property
     def frames_dropped(self) -> int:
@@ -168,16 +183,12 @@ class Session:
         """
         waiting, under_way = iter(requests), OrderedDict[int, _UnderWay]()
         self._clear()
-        exhausted = False
-        while True:
-            while not exhausted and self._has_room(under_way):
+        request = next(waiting, None)
+        while request or under_way:
+            while request and self._has_room(under_way) and request.ready():
+                self._start(request, under_way)
                 request = next(waiting, None)
-                if request is None:
-                    exhausted = True
-                else:
-                    self._start(request, under_way)
-            if not under_way:
-                return
+            assert under_way, "a request waits for an answer that cannot come"
             self._await_answer(under_way)
             yield from self._finished(under_way)
 
@@ -187,11 +198,21 @@ class Session:
         return self.info
 
     def set_baud(self, baud: int) -> None:
-        """Both sides change to another line rate. Raises RefusedError; DeviceUnavailableError where it fails."""
+        """Both sides change to another line rate; where nothing gets through at it, both are at the old one again.
+
+        Raises RefusedError where the board does not have the rate, DeviceUnavailableError where it does not work.
+        """
         self.request(Request(MessageType.BAUD, baud.to_bytes(4, "little")))
-        self._transport.set_baud(baud)
-        self._timing = Timing(baud, self._timing.margin_s, self._timing.connect_s, self._timing.reconnect_s)
-        self.hello()
+        try:
+            self._transport.set_baud(baud)
+            info = self._greet(self._silence_s(0, 1) * _REPEATS)
+        except (LinkError, DeviceUnavailableError) as error:
+            self._reopen(error)  # at the old rate, to which the board goes back by itself
+            raise DeviceUnavailableError(
+                f"{self._name} cannot be reached at {baud} bit/s ({error}); both sides are at the old rate again"
+            ) from error
+        self._timing = replace(self._timing, baud=baud)
+        self._adopt(info)
 
     def close(self) -> None:
         """Leave the line between two frames, whatever was interrupted."""
@@ -307,7 +328,8 @@ class Session:
         if entry is None or entry.answer is not None or frame.type != entry.request.kind | ANSWER:
             return False
         if frame.status == Status.BUSY:
-            self._ask_again(frame.sequence, under_way)
+            self._sleep(_BUSY_PAUSE_S)
+            self._repeat([entry])
             return True
         entry.answer = frame
         self._repeat_lost(under_way, entry.last_sent)
@@ -327,17 +349,6 @@ class Session:
         self._transmissions += 1
         self._probe = self._next_sequence(), self._transmissions
         self._outgoing += encode_frame(Frame(MessageType.ECHO, self._probe[0]))
-
-    def _ask_again(self, sequence: int, under_way: OrderedDict[int, _UnderWay]) -> None:
-        """A busy board remembers that it was busy, so the request needs a new number; it keeps its place."""
-        self._sleep(_BUSY_PAUSE_S)
-        entries = list(under_way.items())
-        under_way.clear()
-        for number, entry in entries:
-            if number == sequence:
-                self._start(entry.request, under_way)
-            else:
-                under_way[number] = entry
 
     def _is_unsolicited(self, frame: Frame) -> bool:
         """Take note of LOG and BOOT. Raises BoardRestartedError upon a new boot id."""
@@ -383,7 +394,7 @@ class Session:
         while True:
             try:
                 self._transport = self._connect()
-                info = self._greet(max(0.0, min(self._timing.connect_s, deadline_s - self._clock())))
+                info = self._greet_anew(max(0.0, min(self._timing.connect_s, deadline_s - self._clock())))
                 break
             except (LinkError, DeviceUnavailableError) as error:
                 self._transport.close()
@@ -393,6 +404,19 @@ class Session:
             pause_s = min(2 * pause_s, _LARGEST_BACKOFF_S)
         self.counters.reopened += 1
         self._adopt(info)
+
+    def _greet_anew(self, patience_s: float) -> BoardInfo:
+        """Greet a board that may have restarted, and then has its first rate, or else the one that it was given."""
+        given = self._timing
+        if given.baud == self._opening_baud:
+            return self._greet(patience_s)
+        try:
+            self._timing = replace(given, baud=self._opening_baud)
+            return self._greet(patience_s / 2)
+        except DeviceUnavailableError:
+            self._timing = given
+            self._transport.set_baud(given.baud or 0)
+            return self._greet(patience_s / 2)
 
     def _adopt(self, info: BoardInfo) -> None:
         if info.serial_number != self.info.serial_number:

@@ -39,7 +39,9 @@ from pimcal_serial.simulator.board import Board
 from pimcal_serial.simulator.settings import ArraySettings, BoardSettings
 
 T = MessageType
-PRODUCTS = json.loads((Path(__file__).parents[1] / "vectors" / "products.json").read_text())
+VECTORS = Path(__file__).parents[1] / "vectors"
+PRODUCTS = json.loads((VECTORS / "products.json").read_text())
+EXCHANGES = json.loads((VECTORS / "exchanges.json").read_text())
 SMALL = BoardSettings(tiles=2, rows=12, cols=6, max_payload=400, buffer_bytes=64)
 RNG = np.random.default_rng(5)
 WEIGHTS = RNG.integers(-127, 128, (12, 6)).astype(np.int8)
@@ -118,9 +120,20 @@ def test_products_are_those_of_the_vectors(vector: dict[str, Any]) -> None:
     host.ask(T.SET_TRIM, trims.encode(), tile=0)
     assert host.ask(T.GET_TRIM, tile=0).payload == trims.encode()
     form, inputs = OutputFormat(vector["output_format"]), np.array(vector["inputs"], np.int8)
-    answer = host.ask(T.MVM, Mvm(inputs, output_format=form, step=vector["step"]).encode(), tile=0)
-    result = MvmResult.decode(answer.payload, len(inputs), 3, form, vector["output_bits"])
+    part = {name: vector[name] for name in ("step", "first_row", "first_col", "cols")}
+    answer = host.ask(T.MVM, Mvm(inputs, output_format=form, **part).encode(), tile=0)
+    result = MvmResult.decode(answer.payload, len(inputs), len(vector["outputs"][0]), form, vector["output_bits"])
     assert (result.outputs.tolist(), result.saturated) == (vector["outputs"], vector["saturated"])
+
+
+@pytest.mark.parametrize("name", sorted({step["exchange"] for step in EXCHANGES}))
+def test_the_exchanges_of_the_vectors_are_answered_byte_by_byte(name: str) -> None:
+    steps = [step for step in EXCHANGES if step["exchange"] == name]
+    board = Board(SMALL.model_copy(update={"output_bits": steps[0]["output_bits"]}))
+    board.start()
+    for step in steps:
+        answer = board.receive(bytes.fromhex(step["request"]), 0.0).hex()
+        assert (step["says"], answer) == (step["says"], step["answer"])
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 5), st.sampled_from(InputFormat), st.integers(0, 2**32))
@@ -132,6 +145,58 @@ def test_a_board_without_noise_is_exact(rows: int, cols: int, n: int, form: Inpu
     host.program(weights)
     answer = host.ask(T.MVM, Mvm(inputs, form).encode(), tile=0)
     assert MvmResult.decode(answer.payload, n, cols, OutputFormat.INT32, 0).outputs.tolist() == exact(weights, inputs)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> tuple[slice, slice]:
+    """Some rows and some columns of WEIGHTS."""
+    found = []
+    for size in WEIGHTS.shape:
+        first = draw(st.integers(0, size - 1))
+        found.append(slice(first, draw(st.integers(first + 1, size))))
+    return found[0], found[1]
+
+
+@given(
+    parts(),
+    st.integers(0, 4),
+    st.sampled_from(
+        [(OutputFormat.INT32, 0), (OutputFormat.INT16, 0), (OutputFormat.INT16, 9), (OutputFormat.PACKED, 9)]
+    ),
+    st.sampled_from([1, 7, 500]),
+    st.integers(0, 2**32),
+)
+def test_a_product_on_a_part_is_that_part_of_the_product_on_the_whole_tile(
+    part: tuple[slice, slice], n: int, output: tuple[OutputFormat, int], step: int, seed: int
+) -> None:
+    (rows, cols), (form, bits), rng = part, output, np.random.default_rng(seed)
+    step = step if bits else 1
+    host = Host(SMALL.model_copy(update={"output_bits": bits}))
+    host.program(WEIGHTS)
+    trims = Trims(rng.integers(-(2**15), 2**15, 6).astype(np.int16), rng.integers(0, 2**16, 6).astype(np.uint16))
+    host.ask(T.SET_TRIM, trims.encode(), tile=0)
+    padded = np.zeros((n, 12), np.int8)
+    padded[:, rows] = rng.integers(-127, 128, padded[:, rows].shape)
+    asked = {"first_row": rows.start, "first_col": cols.start, "cols": 0 if cols.stop == 6 else cols.stop - cols.start}
+
+    def outputs(kind: MessageType, payload: bytes, cols: int) -> tuple[list[list[int]], int]:
+        answer = host.ask(kind, payload, tile=0)
+        assert answer.status == Status.OK
+        result = MvmResult.decode(answer.payload, n, cols, form, bits)
+        return result.outputs.tolist(), result.saturated
+
+    whole, _ = outputs(T.MVM, Mvm(padded, output_format=form, step=step).encode(), 6)
+    expected = [vector[cols] for vector in whole]
+    singly = [Mvm(padded, output_format=form, step=step, first_col=col, cols=1) for col in range(6)[cols]]
+    clipped = sum(outputs(T.MVM, mvm.encode(), 1)[1] for mvm in singly)
+    inputs = np.ascontiguousarray(padded[:, rows])
+    mvm = Mvm(inputs, output_format=form, step=step, **asked)
+    assert outputs(T.MVM, mvm.encode(), cols.stop - cols.start) == (expected, clipped)
+
+    host.ask(T.WRITE_BUFFER, WriteBuffer(3, inputs.ravel()).encode())
+    loops = (Loop(inputs.shape[1], 1),), (Loop(n, inputs.shape[1]),)
+    gather = MvmGather(3, *loops, form, step, **asked)
+    assert outputs(T.MVM_GATHER, gather.encode(), cols.stop - cols.start) == (expected, clipped)
 
 
 def test_rows_may_arrive_in_any_order() -> None:
@@ -212,7 +277,34 @@ REFUSED = {
     "beyond the buffer": (T.WRITE_BUFFER, WriteBuffer(60, WEIGHTS[0]).encode(), 0xFFFF, Status.OUT_OF_RANGE),
     "a patch beyond the buffer": (T.MVM_GATHER, MvmGather(54, (Loop(12, 1),), ()).encode(), 0, Status.OUT_OF_RANGE),
     "a patch before the buffer": (T.MVM_GATHER, MvmGather(5, (Loop(12, -1),), ()).encode(), 0, Status.OUT_OF_RANGE),
-    "a patch of too few rows": (T.MVM_GATHER, MvmGather(0, (Loop(11, 1),), ()).encode(), 0, Status.OUT_OF_RANGE),
+    "no row": (T.MVM, Mvm(INPUTS[:, :0]).encode(), 0, Status.OUT_OF_RANGE),
+    "a row too many": (T.MVM, Mvm(INPUTS, first_row=1).encode(), 0, Status.OUT_OF_RANGE),
+    "a row behind the matrix": (T.MVM, Mvm(INPUTS[:, :1], first_row=12).encode(), 0, Status.OUT_OF_RANGE),
+    "a row far behind it": (T.MVM, Mvm(INPUTS[:, :2], first_row=65535).encode(), 0, Status.OUT_OF_RANGE),
+    "a column too many": (T.MVM, Mvm(INPUTS, cols=7).encode(), 0, Status.OUT_OF_RANGE),
+    "a column behind the matrix": (T.MVM, Mvm(INPUTS, first_col=6, cols=1).encode(), 0, Status.OUT_OF_RANGE),
+    "all columns behind the last": (T.MVM, Mvm(INPUTS, first_col=6).encode(), 0, Status.OUT_OF_RANGE),
+    "columns that wrap": (T.MVM, Mvm(INPUTS, first_col=2, cols=65535).encode(), 0, Status.OUT_OF_RANGE),
+    "a patch of too many rows": (T.MVM_GATHER, MvmGather(0, (Loop(13, 1),), ()).encode(), 0, Status.OUT_OF_RANGE),
+    "a patch of no row": (T.MVM_GATHER, MvmGather(0, (Loop(0, 1),), ()).encode(), 0, Status.OUT_OF_RANGE),
+    "a patch on rows behind the matrix": (
+        T.MVM_GATHER,
+        MvmGather(0, (Loop(3, 1),), (), first_row=10).encode(),
+        0,
+        Status.OUT_OF_RANGE,
+    ),
+    "a patch for columns behind the matrix": (
+        T.MVM_GATHER,
+        MvmGather(0, (Loop(3, 1),), (), first_col=5, cols=2).encode(),
+        0,
+        Status.OUT_OF_RANGE,
+    ),
+    "a patch for all columns behind the last": (
+        T.MVM_GATHER,
+        MvmGather(0, (Loop(3, 1),), (), first_col=6).encode(),
+        0,
+        Status.OUT_OF_RANGE,
+    ),
     "billions of patches": (
         T.MVM_GATHER,
         MvmGather(0, (Loop(12, 1),), (Loop(65535, 0),) * 3).encode(),
@@ -407,6 +499,17 @@ def test_spatial_errors_belong_to_the_cell_whatever_is_programmed() -> None:
     whole = host.mvm(np.eye(1, 128, dtype=np.int8) * 100)[0, :5]
     host.program(np.full((7, 5), 50, np.int8), id_=2)
     assert host.mvm(np.eye(1, 7, dtype=np.int8) * 100)[0].tolist() == whole.tolist()
+
+
+def test_a_part_has_the_errors_of_its_cells_and_columns() -> None:
+    host = noisy(noise="mul", eta0=1.0, sigma_temporal=0.0, gain_spread=0.1, offset_spread=9.0)
+    padded = np.zeros((1, 128), np.int8)
+    padded[:, 40:50] = 100
+    part = Mvm(padded[:, 40:50], first_row=40, first_col=60, cols=30)
+    answer = host.ask(T.MVM, part.encode(), tile=0)
+    assert MvmResult.decode(answer.payload, 1, 30, OutputFormat.INT32, 0).outputs.tolist() == [
+        host.mvm(padded)[0, 60:90].tolist()
+    ]
 
 
 @pytest.mark.parametrize(("granularity", "shared"), [("element", False), ("tile", True), ("device", True)])

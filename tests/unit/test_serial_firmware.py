@@ -99,13 +99,17 @@ class Host:
 
     def receive(self):
         """The next frame."""
+        return Answer(unstuffed(self.receive_bytes()[:-1]))
+
+    def receive_bytes(self):
+        """The next frame as it came over the line, with the zero behind it."""
         deadline = time.monotonic() + ANSWER_S
         while True:
             piece, zero, rest = self._bytes.partition(b"\0")
             if zero:
                 self._bytes = rest
                 if piece:
-                    return Answer(unstuffed(piece))
+                    return piece + zero
                 continue
             left = deadline - time.monotonic()
             assert select.select([self._reading], [], [], max(0, left))[0], "no answer"
@@ -152,7 +156,7 @@ class Host:
         self._programming = (self._programming + 1) % 256
         for first in range(0, rows, each):
             part = weights[first : first + each]
-            fields = struct.pack("<HHHHB", rows, cols, first, len(part), self._programming)
+            fields = struct.pack("<HHHHI", rows, cols, first, len(part), self._programming)
             missing = self.done(PROGRAM, fields + part.astype(np.int8).tobytes(), tile)
         assert missing == b"\0\0"
 
@@ -264,10 +268,18 @@ def expected_outputs(weights, inputs, step=1, bits=0, form=INT32, offset=0, gain
     return exact.clip(lowest, largest), int(((exact < lowest) | (exact > largest)).sum())
 
 
-def multiply(host, tile, inputs, cols, form=INT8, out=INT32, step=1, bits=0):
-    payload = struct.pack("<BBHI", form, out, len(inputs), step) + b"".join(packed_input(form, v) for v in inputs)
+def mvm(rows, vectors=b"", count=1, form=INT8, out=INT32, step=1, first_row=0, first_col=0, cols=0):
+    """A request's payload; `vectors` are encoded ones."""
+    return struct.pack("<BBHIHHHH", form, out, count, step, first_row, rows, first_col, cols) + vectors
+
+
+def multiply(host, tile, inputs, cols, form=INT8, out=INT32, step=1, bits=0, first_row=0, first_col=0, asked=0):
+    """Outputs of `cols` columns, and how many were clipped; `asked`: how many columns the request names."""
+    count, rows = inputs.shape
+    vectors = b"".join(packed_input(form, v) for v in inputs)
+    payload = mvm(rows, vectors, count, form, out, step, first_row, first_col, asked)
     answer = host.done(MVM, payload, tile)
-    return unpacked_output(out, answer[4:], len(inputs), cols, bits), struct.unpack_from("<I", answer)[0]
+    return unpacked_output(out, answer[4:], count, cols, bits), struct.unpack_from("<I", answer)[0]
 
 
 def check_random_products(host, seed, count, largest=(256, 256), bits=0):
@@ -291,8 +303,8 @@ def loops(*pairs):
     return b"".join(struct.pack("<Hi", count, stride) for count, stride in pairs)
 
 
-def gather(rows, positions, base=0, out=INT32, step=1):
-    fields = struct.pack("<BBBBII", 0, out, len(rows), len(positions), step, base)
+def gather(rows, positions, base=0, out=INT32, step=1, first_row=0, first_col=0, cols=0):
+    fields = struct.pack("<BBBBIIHHH", 0, out, len(rows), len(positions), step, base, first_row, first_col, cols)
     return fields + loops(*rows) + loops(*positions)
 
 
@@ -316,6 +328,47 @@ def check_gathered_convolution(host, channels=3, size=8, kernel=3, stride=2, col
     answer = host.done(MVM_GATHER, gather(rows, positions, base=40), 1)
     outputs = unpacked_output(INT32, answer[4:], len(patches), cols, 0)
     np.testing.assert_array_equal(outputs, expected_outputs(weights, patches)[0])
+
+
+def set_random_trims(host, tile, cols, rng):
+    """Offsets and gains, as they were set."""
+    offset, gain = rng.integers(-32768, 32768, cols), rng.integers(0, 65536, cols)
+    pairs = zip(offset.tolist(), gain.tolist(), strict=True)
+    host.done(SET_TRIM, b"".join(struct.pack("<hH", *pair) for pair in pairs), tile)
+    return offset.astype(object), gain.astype(object)
+
+
+def check_random_parts(host, seed, count, largest=(256, 256), bits=0):
+    """A product on a part of a tile is the part of the product on the whole one, the other rows' inputs being 0."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        shape = tuple(int(rng.integers(1, most + 1)) for most in largest)
+        (top, bottom), (left, right) = (sorted(rng.choice(size + 1, 2, replace=False).tolist()) for size in shape)
+        weights = rng.integers(-127, 128, shape)
+        form, out = int(rng.integers(3)), int(rng.integers(3 if bits else 2))
+        how = {"out": out, "step": int(rng.choice([1, 7, 1000])) if bits else 1, "bits": bits}
+        limit = 7 if form == INT4 else 127
+        padded = np.zeros((int(rng.integers(0, 4)), shape[0]), int)
+        inputs = padded[:, top:bottom]
+        inputs[:] = rng.integers(-limit, limit + 1, inputs.shape) * (rng.random(inputs.shape) < 0.6)
+        host.program(3, weights)
+        offset, gain = set_random_trims(host, 3, shape[1], rng)
+        cols, asked = right - left, 0 if right == shape[1] else right - left
+        part = {"first_row": top, "first_col": left}
+
+        outputs, saturated = multiply(host, 3, inputs, cols, form, **how, **part, asked=asked)
+
+        whole, _ = multiply(host, 3, padded, shape[1], form, **how)
+        np.testing.assert_array_equal(outputs, whole[:, left:right])
+        trims = {"offset": offset[left:right], "gain": gain[left:right]}
+        exact, clipped = expected_outputs(weights[top:bottom, left:right], inputs, how["step"], bits, out, **trims)
+        np.testing.assert_array_equal(outputs, exact)
+        assert saturated == clipped
+        write_buffer(host, inputs.ravel(), 5)
+        loops = [(bottom - top, 1)], [(len(inputs), bottom - top)]
+        answer = host.done(MVM_GATHER, gather(*loops, 5, out, how["step"], top, left, asked), 3)
+        np.testing.assert_array_equal(unpacked_output(out, answer[4:], len(inputs), cols, bits), outputs)
+        assert struct.unpack_from("<I", answer)[0] == clipped
 
 
 @needs_compiler
@@ -421,9 +474,9 @@ class TestPrograms:
         missing = 200
         for first, count in ((150, 50), (0, 100), (120, 30), (100, 20)):
             part = weights[first : first + count].astype(np.int8).tobytes()
-            assert board.status(MVM, struct.pack("<BBHI", 0, 0, 0, 1), 5) == NOT_PROGRAMMED
+            assert board.status(MVM, mvm(1, count=0), 5) == NOT_PROGRAMMED
             missing -= count
-            answer = board.done(PROGRAM, struct.pack("<HHHHB", 200, 33, first, count, 1) + part, 5)
+            answer = board.done(PROGRAM, struct.pack("<HHHHI", 200, 33, first, count, 1) + part, 5)
             assert struct.unpack("<H", answer)[0] == missing
 
         read = board.done(READBACK, struct.pack("<HH", 20, 170), 5)
@@ -433,10 +486,10 @@ class TestPrograms:
         assert board.counters()["weights"] == 200 * 33
 
     def test_id_0_begins_a_first_programming_like_any_other(self, board):
-        assert board.done(PROGRAM, struct.pack("<HHHHB", 2, 1, 0, 1, 0) + b"\1", 0) == b"\1\0"
+        assert board.done(PROGRAM, struct.pack("<HHHHI", 2, 1, 0, 1, 0) + b"\1", 0) == b"\1\0"
 
     def test_rows_written_twice_are_counted_once(self, board):
-        fields = struct.pack("<HHHHB", 2, 1, 0, 1, 3)
+        fields = struct.pack("<HHHHI", 2, 1, 0, 1, 3)
 
         assert board.done(PROGRAM, fields + b"\1", 0) == b"\1\0"
         assert board.done(PROGRAM, fields + b"\2", 0) == b"\1\0"
@@ -446,15 +499,15 @@ class TestPrograms:
         board.done(SET_TRIM, struct.pack("<hH", -5, 99), 0)
         assert board.done(GET_TRIM, tile=0) == struct.pack("<hH", -5, 99)
 
-        assert board.done(PROGRAM, struct.pack("<HHHHB", 2, 1, 0, 1, 255) + b"\1", 0) == b"\1\0"
+        assert board.done(PROGRAM, struct.pack("<HHHHI", 2, 1, 0, 1, 255) + b"\1", 0) == b"\1\0"
         assert board.status(READBACK, struct.pack("<HH", 0, 1), 0) == NOT_PROGRAMMED
-        assert board.done(PROGRAM, struct.pack("<HHHHB", 2, 1, 1, 1, 255) + b"\1", 0) == b"\0\0"
+        assert board.done(PROGRAM, struct.pack("<HHHHI", 2, 1, 1, 1, 255) + b"\1", 0) == b"\0\0"
         assert board.done(GET_TRIM, tile=0) == struct.pack("<hH", 0, 16384)
 
     def test_refused_weights_change_nothing(self, board):
         board.program(0, np.ones((2, 2), int))
 
-        assert board.status(PROGRAM, struct.pack("<HHHHB", 1, 2, 0, 1, 254) + b"\1\x80", 0) == BAD_VALUE
+        assert board.status(PROGRAM, struct.pack("<HHHHI", 1, 2, 0, 1, 254) + b"\1\x80", 0) == BAD_VALUE
 
         assert board.done(READBACK, struct.pack("<HH", 0, 2), 0)[4:] == b"\1\1\1\1"
 
@@ -525,7 +578,9 @@ class TestProducts:
             host.program(0, weights)
             trims = zip(vector["offset"], vector["gain"], strict=True)
             host.done(SET_TRIM, b"".join(struct.pack("<hH", *trim) for trim in trims), 0)
-            outputs, saturated = multiply(host, 0, inputs, weights.shape[1], INT8, form, vector["step"], bits)
+            cols = len(vector["outputs"][0])
+            part = vector["first_row"], vector["first_col"], vector["cols"]
+            outputs, saturated = multiply(host, 0, inputs, cols, INT8, form, vector["step"], bits, *part)
 
         assert outputs.tolist() == vector["outputs"]
         assert saturated == vector["saturated"]
@@ -536,8 +591,8 @@ class TestProducts:
         for vector in vectors:
             values = np.array(vector["values"])
             board.program(0, np.eye(values.shape[1], dtype=int))
-            fields = struct.pack("<BBHI", vector["format"], INT32, len(values), 1)
-            answer = board.done(MVM, fields + bytes.fromhex(vector["hex"]), 0)
+            count, rows = values.shape
+            answer = board.done(MVM, mvm(rows, bytes.fromhex(vector["hex"]), count, vector["format"]), 0)
             assert np.frombuffer(answer[4:], "<i4").tolist() == values.reshape(-1).tolist()
 
     def test_the_packed_output_vectors_hold(self, programs):
@@ -549,13 +604,51 @@ class TestProducts:
                 assert packed_offsets(host, vector["values"]) == vector["hex"]
 
 
+def exchanges():
+    """Steps of the vectors' conversations, each with a board that has just started."""
+    steps = json.loads((VECTORS / "exchanges.json").read_text())
+    return [list(group) for _, group in itertools.groupby(steps, lambda step: step["exchange"])]
+
+
+def check_exchange(host, steps):
+    for step in steps:
+        host.send(bytes.fromhex(step["request"]))
+        assert (step["says"], host.receive_bytes().hex()) == (step["says"], step["answer"])
+
+
+@needs_compiler
+class TestParts:
+    def test_random_parts_are_parts_of_the_whole(self, board):
+        check_random_parts(board, 11, 60)
+
+    def test_random_parts_are_converted_like_the_whole(self, converting_board):
+        check_random_parts(converting_board, 12, 60, bits=8)
+
+    def test_small_tiles_have_parts_at_every_edge(self, board):
+        check_random_parts(board, 13, 60, (3, 3))
+
+    @pytest.mark.parametrize("steps", exchanges(), ids=lambda steps: steps[0]["exchange"])
+    def test_the_exchanges_of_the_vectors_are_answered_byte_by_byte(self, programs, steps):
+        with on_tcp(programs(steps[0]["output_bits"])) as host:
+            check_exchange(host, steps)
+
+    def test_a_refused_part_computes_nothing(self, board):
+        board.program(1, np.ones((4, 3), int))
+        before = board.counters()["vectors"]
+
+        assert board.status(MVM, mvm(2, bytes(2), first_row=3), 1) == OUT_OF_RANGE
+        assert board.status(MVM_GATHER, gather([(2, 1)], [], first_row=3), 1) == OUT_OF_RANGE
+
+        assert board.counters()["vectors"] == before
+
+
 def packed_offsets(host, rows):
     """Any int16 is an output where the sum is 0 and the column's offset is that number."""
     packed = ""
     for row in rows:
         host.program(0, np.zeros((1, len(row)), int))
         host.done(SET_TRIM, b"".join(struct.pack("<hH", value, 0) for value in row), 0)
-        packed += host.done(MVM, struct.pack("<BBHIb", INT8, PACKED, 1, 1, 0), 0)[4:].hex()
+        packed += host.done(MVM, mvm(1, b"\0", out=PACKED), 0)[4:].hex()
     return packed
 
 
@@ -591,7 +684,8 @@ class TestTheInputBuffer:
             ([(4, 1)], [(2, -2147483648)], 2**31, INT32),
             ([(4, 1)], [(65535, 65535)] * 3, 0, INT32),
             ([(4, 1)], [(65535, 0)] * 3, 0, INT32),
-            ([(3, 1)], [], 0, INT32),
+            ([(5, 1)], [], 0, INT32),
+            ([(32768, 0), (32768, 0), (4, 0)], [], 0, INT32),
             ([(0, 1)], [], 0, INT32),
             ([(4, 1)] + [(1, 0)] * 3, [], 0, INT32),
             ([(4, 1)], [], 0, PACKED),
@@ -617,7 +711,6 @@ class TestTheInputBuffer:
 
 def refusals():
     fields = struct.pack
-    mvm = lambda form=0, out=0, count=1, step=1: fields("<BBHI", form, out, count, step)  # noqa: E731
     return [
         ("unknown type", 0x7E, b"", NO_TILE, UNKNOWN_TYPE),
         ("type 0", 0, b"", NO_TILE, UNKNOWN_TYPE),
@@ -629,13 +722,13 @@ def refusals():
         ("BAUD without a rate", BAUD, b"", NO_TILE, BAD_LENGTH),
         ("BAUD where there is none", BAUD, fields("<I", 9600), NO_TILE, OUT_OF_RANGE),
         ("PROGRAM too short", PROGRAM, bytes(8), 0, BAD_LENGTH),
-        ("PROGRAM without weights", PROGRAM, fields("<HHHHB", 4, 3, 0, 1, 90), 0, BAD_LENGTH),
-        ("PROGRAM with more", PROGRAM, fields("<HHHHB", 4, 3, 0, 1, 90) + bytes(4), 0, BAD_LENGTH),
-        ("PROGRAM no such tile", PROGRAM, fields("<HHHHB", 4, 3, 0, 1, 90) + bytes(3), 64, OUT_OF_RANGE),
-        ("PROGRAM too many rows", PROGRAM, fields("<HHHHB", 257, 1, 0, 1, 90) + bytes(1), 0, OUT_OF_RANGE),
-        ("PROGRAM too many columns", PROGRAM, fields("<HHHHB", 1, 257, 0, 1, 90) + bytes(257), 0, OUT_OF_RANGE),
-        ("PROGRAM no rows", PROGRAM, fields("<HHHHB", 0, 1, 0, 0, 90), 0, OUT_OF_RANGE),
-        ("PROGRAM behind the rows", PROGRAM, fields("<HHHHB", 4, 1, 3, 2, 90) + bytes(2), 0, OUT_OF_RANGE),
+        ("PROGRAM without weights", PROGRAM, fields("<HHHHI", 4, 3, 0, 1, 90), 0, BAD_LENGTH),
+        ("PROGRAM with more", PROGRAM, fields("<HHHHI", 4, 3, 0, 1, 90) + bytes(4), 0, BAD_LENGTH),
+        ("PROGRAM no such tile", PROGRAM, fields("<HHHHI", 4, 3, 0, 1, 90) + bytes(3), 64, OUT_OF_RANGE),
+        ("PROGRAM too many rows", PROGRAM, fields("<HHHHI", 257, 1, 0, 1, 90) + bytes(1), 0, OUT_OF_RANGE),
+        ("PROGRAM too many columns", PROGRAM, fields("<HHHHI", 1, 257, 0, 1, 90) + bytes(257), 0, OUT_OF_RANGE),
+        ("PROGRAM no rows", PROGRAM, fields("<HHHHI", 0, 1, 0, 0, 90), 0, OUT_OF_RANGE),
+        ("PROGRAM behind the rows", PROGRAM, fields("<HHHHI", 4, 1, 3, 2, 90) + bytes(2), 0, OUT_OF_RANGE),
         ("READBACK too short", READBACK, b"\0\0\0", 1, BAD_LENGTH),
         ("READBACK behind the rows", READBACK, fields("<HH", 3, 2), 1, OUT_OF_RANGE),
         ("READBACK of an empty tile", READBACK, fields("<HH", 0, 1), 9, NOT_PROGRAMMED),
@@ -643,26 +736,26 @@ def refusals():
         ("GET_TRIM with a payload", GET_TRIM, b"x", 1, BAD_LENGTH),
         ("SET_TRIM of an empty tile", SET_TRIM, bytes(4), 9, NOT_PROGRAMMED),
         ("SET_TRIM for a column less", SET_TRIM, bytes(8), 1, BAD_LENGTH),
-        ("MVM too short", MVM, bytes(7), 1, BAD_LENGTH),
-        ("MVM no tile", MVM, mvm() + bytes(4), NO_TILE, OUT_OF_RANGE),
-        ("MVM an input short", MVM, mvm() + bytes(3), 1, BAD_LENGTH),
-        ("MVM an input more", MVM, mvm() + bytes(5), 1, BAD_LENGTH),
-        ("MVM -128", MVM, mvm() + b"\0\0\0\x80", 1, BAD_VALUE),
-        ("MVM input format", MVM, mvm(form=3) + bytes(4), 1, OUT_OF_RANGE),
-        ("MVM output format", MVM, mvm(out=2) + bytes(4), 1, OUT_OF_RANGE),
-        ("MVM step 0", MVM, mvm(step=0) + bytes(4), 1, OUT_OF_RANGE),
-        ("MVM step 2 without a converter", MVM, mvm(step=2) + bytes(4), 1, OUT_OF_RANGE),
-        ("MVM longer answer than max_payload", MVM, mvm(count=1000) + bytes(4000), 1, OUT_OF_RANGE),
-        ("MVM mask without its values", MVM, mvm(form=2) + b"\x03\1", 1, BAD_LENGTH),
-        ("MVM without a mask", MVM, mvm(form=2), 1, BAD_LENGTH),
-        ("MVM surplus mask bits", MVM, mvm(form=2) + b"\x11\1", 1, BAD_VALUE),
-        ("MVM zero-skipping -128", MVM, mvm(form=2) + b"\x01\x80", 1, BAD_VALUE),
-        ("MVM surplus int4 bits", MVM, mvm(form=1) + b"\0\x10", 2, BAD_VALUE),
+        ("MVM too short", MVM, bytes(15), 1, BAD_LENGTH),
+        ("MVM no tile", MVM, mvm(4, bytes(4)), NO_TILE, OUT_OF_RANGE),
+        ("MVM an input short", MVM, mvm(4, bytes(3)), 1, BAD_LENGTH),
+        ("MVM an input more", MVM, mvm(4, bytes(5)), 1, BAD_LENGTH),
+        ("MVM -128", MVM, mvm(4, b"\0\0\0\x80"), 1, BAD_VALUE),
+        ("MVM input format", MVM, mvm(4, bytes(4), form=3), 1, OUT_OF_RANGE),
+        ("MVM output format", MVM, mvm(4, bytes(4), out=2), 1, OUT_OF_RANGE),
+        ("MVM step 0", MVM, mvm(4, bytes(4), step=0), 1, OUT_OF_RANGE),
+        ("MVM step 2 without a converter", MVM, mvm(4, bytes(4), step=2), 1, OUT_OF_RANGE),
+        ("MVM longer answer than max_payload", MVM, mvm(4, bytes(4000), count=1000), 1, OUT_OF_RANGE),
+        ("MVM mask without its values", MVM, mvm(4, b"\x03\1", form=2), 1, BAD_LENGTH),
+        ("MVM without a mask", MVM, mvm(4, form=2), 1, BAD_LENGTH),
+        ("MVM surplus mask bits", MVM, mvm(4, b"\x11\1", form=2), 1, BAD_VALUE),
+        ("MVM zero-skipping -128", MVM, mvm(4, b"\x01\x80", form=2), 1, BAD_VALUE),
+        ("MVM surplus int4 bits", MVM, mvm(3, b"\0\x10", form=1), 2, BAD_VALUE),
         ("WRITE_BUFFER too short", WRITE_BUFFER, bytes(7), NO_TILE, BAD_LENGTH),
         ("WRITE_BUFFER a value short", WRITE_BUFFER, fields("<BBHI", 0, 0, 2, 0) + b"\1", NO_TILE, BAD_LENGTH),
         ("WRITE_BUFFER a value more", WRITE_BUFFER, fields("<BBHI", 0, 0, 2, 0) + bytes(3), NO_TILE, BAD_LENGTH),
         ("WRITE_BUFFER format", WRITE_BUFFER, fields("<BBHI", 3, 0, 2, 0) + bytes(2), NO_TILE, OUT_OF_RANGE),
-        ("MVM_GATHER too short", MVM_GATHER, bytes(11), 1, BAD_LENGTH),
+        ("MVM_GATHER too short", MVM_GATHER, bytes(17), 1, BAD_LENGTH),
         ("MVM_GATHER a loop short", MVM_GATHER, gather([(4, 1)], [(2, 1)])[:-1], 1, BAD_LENGTH),
         ("MVM_GATHER on an empty tile", MVM_GATHER, gather([(4, 1)], []), 9, NOT_PROGRAMMED),
     ]
@@ -680,22 +773,22 @@ class TestRefusals:
 
         outputs, _ = multiply(board, 1, np.eye(4, dtype=int), 3)
         np.testing.assert_array_equal(outputs, weights)
-        assert board.status(MVM, struct.pack("<BBHI", 0, 0, 0, 1), 0) == NOT_PROGRAMMED
+        assert board.status(MVM, mvm(1, count=0), 0) == NOT_PROGRAMMED
 
     def test_narrow_weights_and_inputs_have_narrow_limits(self, programs):
         with on_tcp(programs(0, "-DPIM_WEIGHT_BITS=4 -DPIM_INPUT_BITS=4")) as host:
-            program = struct.pack("<HHHHB", 1, 1, 0, 1, 1)
+            program = struct.pack("<HHHHI", 1, 1, 0, 1, 1)
             assert host.status(PROGRAM, program + b"\x08", 0) == BAD_VALUE
             assert host.status(PROGRAM, program + b"\xf9", 0) == OK
             for form, value, status in ((INT8, 8, BAD_VALUE), (INT4, 8, BAD_VALUE), (INT8, 7, OK), (INT4, 9, OK)):
-                assert host.status(MVM, struct.pack("<BBHIB", form, 0, 1, 1, value), 0) == status
+                assert host.status(MVM, mvm(1, bytes([value]), form=form), 0) == status
 
 
 @needs_compiler
 class TestRepetition:
     def test_a_request_sent_twice_is_carried_out_once(self, board):
         board.program(0, np.array([[2]]))
-        request = frame(MVM, board.number(), 0, struct.pack("<BBHIb", 0, 0, 1, 1, 21))
+        request = frame(MVM, board.number(), 0, mvm(1, bytes([21])))
         before = board.counters()
 
         board.send(request + request)
@@ -706,7 +799,7 @@ class TestRepetition:
 
     def test_a_repetition_gets_the_first_answer_even_if_things_changed(self, board):
         board.program(0, np.array([[2]]))
-        request = frame(MVM, board.number(), 0, struct.pack("<BBHIb", 0, 0, 1, 1, 21))
+        request = frame(MVM, board.number(), 0, mvm(1, bytes([21])))
         board.send(request)
         board.receive()
         board.program(0, np.array([[3]]))
@@ -718,13 +811,13 @@ class TestRepetition:
     def test_the_same_number_with_other_bytes_is_another_request(self, board):
         board.program(0, np.array([[2]]))
         for value in (1, 2):
-            board.send(frame(MVM, 500, 0, struct.pack("<BBHIb", 0, 0, 1, 1, value)))
+            board.send(frame(MVM, 500, 0, mvm(1, bytes([value]))))
             assert board.receive().payload == struct.pack("<Ii", 0, 2 * value)
 
     def test_exactly_the_last_answers_are_kept(self, board):
         replay = number(board.ask(HELLO).tlvs(), 14)
         board.program(0, np.array([[2]]))
-        requests = [frame(MVM, 1000 + i, 0, struct.pack("<BBHIb", 0, 0, 1, 1, i)) for i in range(replay + 1)]
+        requests = [frame(MVM, 1000 + i, 0, mvm(1, bytes([i]))) for i in range(replay + 1)]
         for request in requests:
             board.send(request)
             board.receive()
@@ -821,7 +914,16 @@ class TestUnderQemu:
     def test_products_are_exact(self, images, machine, largest):
         with emulated(images, machine) as host:
             check_random_products(host, 4, 8, largest)
+            check_random_parts(host, 14, 8, largest)
             check_gathered_convolution(host)
+
+    def test_the_exchanges_of_the_vectors_are_answered_byte_by_byte(self, images, machine, largest):
+        exact = [steps for steps in exchanges() if not steps[0]["output_bits"]]
+        assert len(exact) == 2
+        with emulated(images, machine) as host:
+            for steps in exact:
+                check_exchange(host, steps)
+                host.restart()
 
     def test_requests_of_a_whole_window_are_answered(self, images, machine, largest):
         with emulated(images, machine) as host:

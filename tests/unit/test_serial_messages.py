@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
+import subprocess
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pimcal_serial.frames import ANSWER, MessageType, PayloadError, Status
+from pimcal_serial.frames import ANSWER, MessageType, PayloadError, Status, decode_frame
 from pimcal_serial.inputs import (
     InputFormat,
     OutputFormat,
@@ -45,7 +49,9 @@ from pimcal_serial.messages import (
 )
 from pimcal_serial.tlv import decode_tlvs, encode_tlvs, number, text
 
-VECTORS = Path(__file__).parents[1] / "vectors"
+ROOT = Path(__file__).parents[2]
+VECTORS = ROOT / "tests" / "vectors"
+EXCHANGES = json.loads((VECTORS / "exchanges.json").read_text())
 FRAMES = [vector for vector in json.loads((VECTORS / "frames.json").read_text()) if not vector["frame"]["status"]]
 FORMATS = json.loads((VECTORS / "formats.json").read_text())
 T = MessageType
@@ -58,7 +64,7 @@ def decoded(kind: int, payload: bytes, meaning: dict[str, Any]) -> Any:
     """The message in a vector's payload, told what a payload does not say itself."""
     match kind:
         case T.MVM:
-            return Mvm.decode(payload, meaning["rows"])
+            return Mvm.decode(payload)
         case _ if kind in (T.MVM | ANSWER, T.MVM_GATHER | ANSWER):
             form, bits = OutputFormat(meaning["output_format"]), meaning["output_bits"]
             return MvmResult.decode(payload, meaning["count"], meaning["cols"], form, bits)
@@ -105,6 +111,8 @@ def meaning_of(message: Any) -> dict[str, Any]:
         if name in found:
             found[name] = [tuple(asdict(loop).values()) for loop in found[name]]
             found["addresses"] = message.addresses()
+    if isinstance(message, Mvm | MvmGather):
+        found["rows"] = message.rows
     return plain(found)
 
 
@@ -140,6 +148,32 @@ def test_vector_formats_are_those_of_the_vectors(vector: dict[str, Any]) -> None
         assert encode_outputs(values.astype(np.int32), output_form, bits) == data
         assert decode_outputs(data, *shape_of(values), output_form, bits).tolist() == values.tolist()
         assert output_size(*shape_of(values), output_form, bits) == len(data)
+
+
+def test_the_vectors_are_what_their_program_writes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-B", str(VECTORS / "make_vectors.py"), str(tmp_path)], check=True)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_text() for path in VECTORS.glob("*.json")}
+
+
+PAGE = (ROOT / "docs" / "protocol.md").read_text()
+EXAMPLES = re.findall(r"^content: (.+)\nline: +(.+)$", PAGE, re.MULTILINE)
+
+
+def test_the_protocols_page_has_its_examples() -> None:
+    assert len(EXAMPLES) == PAGE.count("\ncontent:") == PAGE.count("\nline:") == 13
+
+
+@pytest.mark.parametrize(("content", "line"), EXAMPLES)
+def test_the_examples_of_the_protocols_page_are_vectors(content: str, line: str) -> None:
+    vectors = {vector["hex"] for vector in FRAMES} | {
+        step[side] for step in EXCHANGES for side in ("request", "answer")
+    }
+    assert bytes.fromhex(line).hex() in vectors
+    header, payload, crc = map(bytes.fromhex, content.split("|"))
+    frame = decode_frame(bytes.fromhex(line).rstrip(b"\0"))
+    fields = struct.pack("<BBHHBB", frame.version, frame.type, frame.sequence, frame.tile, frame.status, 0)
+    assert (header, payload, crc) == (fields, frame.payload, frame.crc.to_bytes(4, "little"))
 
 
 def nibbles_by_hand(vector: list[int]) -> list[int]:
@@ -246,7 +280,7 @@ def test_temperatures_come_back_to_a_hundredth_of_a_degree(celsius: float) -> No
     assert Readings.decode(Readings(celsius).encode()).temperature_c == celsius
 
 
-DECODERS: list[Any] = [Program, ProgramResult, Readback, WriteBuffer, MvmGather, SelfTest, U32, Log, Boot]
+DECODERS: list[Any] = [Program, ProgramResult, Readback, Mvm, WriteBuffer, MvmGather, SelfTest, U32, Log, Boot]
 DECODERS += [BoardInfo, HostInfo, Readings, Stats]
 
 
@@ -265,10 +299,10 @@ def test_more_than_three_loops_are_refused() -> None:
     assert refused.value.status == Status.OUT_OF_RANGE
 
 
-@pytest.mark.parametrize("payload", [b"\x03\x00\x00\x00\x01\x00\x00\x00", b"\x00\x03\x00\x00\x01\x00\x00\x00"])
+@pytest.mark.parametrize("payload", [b"\x03\x00" + bytes(14), b"\x00\x03" + bytes(14)])
 def test_unknown_formats_are_refused(payload: bytes) -> None:
     with pytest.raises(PayloadError) as refused:
-        Mvm.decode(payload, 4)
+        Mvm.decode(payload)
     assert refused.value.status == Status.OUT_OF_RANGE
 
 

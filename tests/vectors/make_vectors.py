@@ -1,110 +1,39 @@
-"""Write the test vectors of docs/protocol.md beside this file: `python tests/vectors/make_vectors.py`.
-
-A second, plain implementation, byte by byte, that shares nothing with the packages it tests.
-"""
+"""Write the test vectors of docs/protocol.md: `python tests/vectors/make_vectors.py [FOLDER]`, else beside it."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+from exchanges import exchanges
+from plain import (
+    TYPES,
+    Tile,
+    body,
+    crc32,
+    gather_payload,
+    int8s,
+    ints,
+    line,
+    little,
+    mvm_payload,
+    nibbles,
+    packed,
+    program_payload,
+    stuff,
+    tlv,
+    trims_payload,
+    vectors_out,
+    write_payload,
+    zero_skipped,
+)
 
 Vector = dict[str, object]
 
-TYPES = {
-    "HELLO": 0x01,
-    "ECHO": 0x02,
-    "SINK": 0x03,
-    "PROGRAM": 0x10,
-    "READBACK": 0x11,
-    "MVM": 0x12,
-    "READ": 0x13,
-    "SELFTEST": 0x14,
-    "GET_TRIM": 0x15,
-    "SET_TRIM": 0x16,
-    "STATS": 0x17,
-    "BAUD": 0x18,
-    "RESET": 0x19,
-    "WRITE_BUFFER": 0x20,
-    "MVM_GATHER": 0x21,
-    "LOG": 0x70,
-    "BOOT": 0x71,
-}
-
-
-def little(value: int, size: int) -> bytes:
-    return bytes((value >> 8 * place) & 255 for place in range(size))
-
-
-def crc32(data: bytes) -> int:
-    state = 0xFFFFFFFF
-    for byte in data:
-        state ^= byte
-        for _ in range(8):
-            state = state >> 1 ^ (0xEDB88320 if state & 1 else 0)
-    return state ^ 0xFFFFFFFF
-
-
-def stuff(data: bytes) -> bytes:
-    stuffed, piece = b"", b""
-    open_piece = True  # whether a piece is still to be ended
-    for byte in data:
-        open_piece = True
-        if byte:
-            piece += bytes([byte])
-            if len(piece) == 254:
-                stuffed, piece, open_piece = stuffed + b"\xff" + piece, b"", False
-        else:
-            stuffed, piece = stuffed + bytes([len(piece) + 1]) + piece, b""
-    return stuffed + bytes([len(piece) + 1]) + piece if open_piece else stuffed
-
-
-def body(kind: int, sequence: int, tile: int, status: int, payload: bytes, version: int = 1, flags: int = 0) -> bytes:
-    header = bytes([version, kind]) + little(sequence, 2) + little(tile, 2) + bytes([status, flags])
-    return header + payload
-
-
-def line(content: bytes) -> bytes:
-    return stuff(content + little(crc32(content), 4)) + b"\0"
-
-
-def tlv(tag: int, value: int | str, size: int = 1) -> bytes:
-    content = value.encode() if isinstance(value, str) else little(value, size)
-    return bytes([tag, len(content)]) + content
-
-
-def nibbles(values: list[int]) -> bytes:
-    halves = [value & 15 for value in values] + [0] * (len(values) % 2)
-    return bytes(low | high << 4 for low, high in zip(halves[::2], halves[1::2], strict=True))
-
-
-def zero_skipped(values: list[int]) -> bytes:
-    mask = [0] * ((len(values) + 7) // 8)
-    for place, value in enumerate(values):
-        if value:
-            mask[place // 8] |= 1 << place % 8
-    return bytes(mask) + bytes(value & 255 for value in values if value)
-
-
-def packed(values: list[int], bits: int) -> bytes:
-    word = 0
-    for place, value in enumerate(values):
-        word |= (value & (1 << bits) - 1) << bits * place
-    return little(word, (len(values) * bits + 7) // 8)
-
-
-def int8s(values: list[int]) -> bytes:
-    return bytes(value & 255 for value in values)
-
-
-def ints(values: list[int], size: int) -> bytes:
-    return b"".join(little(value, size) for value in values)
-
-
 WEIGHTS = [[1, -2, 3], [0, 127, -127], [5, 0, -6], [-7, 8, 9]]
-FLAT = [weight for row in WEIGHTS for weight in row]
 INPUTS = [[1, 0, -1, 2], [0, 0, 7, -8]]
-OUTPUTS = [[sum(x * row[j] for x, row in zip(vector, WEIGHTS, strict=True)) for j in range(3)] for vector in INPUTS]
-FLAT_OUTPUTS = [value for vector in OUTPUTS for value in vector]
+OUTPUTS, _ = Tile(WEIGHTS).multiply(INPUTS)
 HELLO_BOARD = {
     "minor": 0,
     "boot_id": 0x12345678,
@@ -184,21 +113,21 @@ def link_frames() -> list[Vector]:
 
 
 def state_frames() -> list[Vector]:
-    trims, trim_bytes = {"offset": [0, -300, 300], "gain": [16384, 0, 65535]}, b""
-    for offset, gain in zip(trims["offset"], trims["gain"], strict=True):
-        trim_bytes += little(offset, 2) + little(gain, 2)
+    trims = {"offset": [0, -300, 300], "gain": [16384, 0, 65535]}
+    trim_bytes = trims_payload(trims["offset"], trims["gain"])
     counters = {"received": 300, "dropped": 2, "other_version": 1, "replayed": 4, "multiplied": 70000}
     counters |= {"programmed": 12, "sent": 301}
     stats = b"".join(tlv(tag, value, 4) for tag, value in enumerate(counters.values(), 1))
     readings = {"temperature_c": 41.25, "supply_mv": 3300, "uptime_ms": 100000}
     read = tlv(1, 27315 + 4125, 2) + tlv(2, 3300, 2) + tlv(3, 100000, 4)
     rows = {"rows": 4, "cols": 3, "first": 1, "count": 2, "id": 9, "weights": WEIGHTS[1:3]}
-    part = ints([4, 3, 1, 2], 2) + b"\x09" + int8s(FLAT[3:9])
+    part = program_payload(WEIGHTS[1:3], 9, rows=4, first=1)
+    whole = ints([4, 3], 2) + b"".join(int8s(row) for row in WEIGHTS)
     return [
         request("PROGRAM", part, dict(rows), tile=2),
         answer("PROGRAM", little(2, 2), {"missing": 2}, tile=2),
         request("READBACK", ints([0, 4], 2), {"first": 0, "count": 4}, tile=2),
-        answer("READBACK", ints([4, 3], 2) + int8s(FLAT), {"rows": 4, "weights": WEIGHTS}, tile=2),
+        answer("READBACK", whole, {"rows": 4, "weights": WEIGHTS}, tile=2),
         request("READ", b"", {}),
         answer("READ", read, dict(readings)),
         request("SELFTEST", b"", {}),
@@ -214,25 +143,47 @@ def state_frames() -> list[Vector]:
 
 def product_frames() -> list[Vector]:
     vectors: list[Vector] = []
-    for code, encode in enumerate((int8s, nibbles, zero_skipped)):
-        data = b"".join(encode(vector) for vector in INPUTS)
-        meaning: Vector = {"input_format": code, "output_format": 1, "step": 1, "count": 2, "rows": 4, "inputs": INPUTS}
-        head = bytes([code, 1]) + little(2, 2) + little(1, 4)
-        vectors.append(request("MVM", head + data, meaning, tile=2, title=f"MVM request, input format {code}"))
+    for code in range(3):
+        meaning: Vector = {"input_format": code, "output_format": 1, "step": 1, "count": 2, "inputs": INPUTS}
+        meaning |= {"first_row": 0, "rows": 4, "first_col": 0, "cols": 3}
+        title = f"MVM request, input format {code}"
+        vectors.append(request("MVM", mvm_payload(INPUTS, code, 1, cols=3), meaning, tile=2, title=title))
         meaning = {"input_format": code, "address": 1000, "values": INPUTS[0]}
-        head = bytes([code, 0]) + little(4, 2) + little(1000, 4)
         title = f"WRITE_BUFFER request, input format {code}"
-        vectors.append(request("WRITE_BUFFER", head + encode(INPUTS[0]), meaning, title=title))
-    outputs = (ints(FLAT_OUTPUTS, 4), ints(FLAT_OUTPUTS, 2), b"".join(packed(vector, 10) for vector in OUTPUTS))
-    for code, data in enumerate(outputs):
+        vectors.append(request("WRITE_BUFFER", write_payload(INPUTS[0], 1000, code), meaning, title=title))
+    for code in range(3):
         meaning = {"output_format": code, "output_bits": 10, "count": 2, "cols": 3, "saturated": 5, "outputs": OUTPUTS}
-        title = f"MVM answer, output format {code}"
-        vectors.append(answer("MVM", little(5, 4) + data, meaning, tile=2, title=title))
+        payload = little(5, 4) + vectors_out(OUTPUTS, code, 10)
+        vectors.append(answer("MVM", payload, meaning, tile=2, title=f"MVM answer, output format {code}"))
     vectors.append(answer("WRITE_BUFFER", b"", {}))
-    return [*vectors, *gather_frames(outputs[1])]
+    return [*vectors, *part_frames(), *gather_frames()]
 
 
-def gather_frames(outputs: bytes) -> list[Vector]:
+def part_frames() -> list[Vector]:
+    """Every field of a part at its place: no two of them are equal."""
+    part: Vector = {"first_row": 258, "first_col": 1027, "cols": 1541}
+    mvm: Vector = {**part, "inputs": INPUTS, "rows": 4, "output_format": 0, "step": 9}
+    gather: Vector = {**part, "base": 7, "row_loops": [(2, 3)], "position_loops": [], "rows": 2, "addresses": [[7, 10]]}
+    return [
+        request("MVM", mvm_payload(INPUTS, 0, 0, 9, 258, 1027, 1541), mvm, tile=2, title="MVM request, a part"),
+        request(
+            "MVM",
+            mvm_payload([[]], 0, 1, 1, 3, 1),
+            {"first_row": 3, "rows": 0, "first_col": 1, "cols": 0, "inputs": [[]]},
+            tile=2,
+            title="MVM request, no rows",
+        ),
+        request(
+            "MVM_GATHER",
+            gather_payload(7, [(2, 3)], [], 0, 9, 258, 1027, 1541),
+            gather,
+            tile=2,
+            title="MVM_GATHER request, a part",
+        ),
+    ]
+
+
+def gather_frames() -> list[Vector]:
     """Two rows, four columns of positions over a padded map of width 6, kernel 2 x 2."""
     loops = [(2, 6), (2, 1)], [(2, 12), (2, 2)]
     addresses = [
@@ -240,28 +191,31 @@ def gather_frames(outputs: bytes) -> list[Vector]:
         for y in range(2)
         for x in range(2)
     ]
-    payload = bytes([0, 1, 2, 2]) + little(1, 4) + little(100, 4)
-    payload += b"".join(little(count, 2) + little(stride, 4) for part in loops for count, stride in part)
+    payload = gather_payload(100, *loops, output_format=1)
     meaning: Vector = {"output_format": 1, "step": 1, "base": 100, "row_loops": loops[0], "position_loops": loops[1]}
-    meaning["addresses"] = addresses
-    backwards = bytes([0, 0, 1, 0]) + little(5, 4) + little(3, 4) + little(4, 2) + little(-1, 4)
+    meaning |= {"addresses": addresses, "rows": 4, "first_row": 0, "first_col": 0, "cols": 0}
+    backwards = gather_payload(3, [(4, -1)], [], step=5)
     one: Vector = {"output_format": 0, "step": 5, "base": 3, "row_loops": [(4, -1)], "position_loops": []}
     one["addresses"] = [[3, 2, 1, 0]]
     result: Vector = {"output_format": 1, "output_bits": 10, "count": 2, "cols": 3, "saturated": 0, "outputs": OUTPUTS}
     return [
         request("MVM_GATHER", payload, meaning, tile=2),
         request("MVM_GATHER", backwards, one, tile=2, title="MVM_GATHER request, negative stride, one position"),
-        answer("MVM_GATHER", little(0, 4) + outputs, result, tile=2),
+        answer("MVM_GATHER", little(0, 4) + vectors_out(OUTPUTS, 1, 10), result, tile=2),
     ]
 
 
 def status_frames() -> list[Vector]:
-    names = ("VERSION", "UNKNOWN_TYPE", "BAD_LENGTH", "OUT_OF_RANGE", "BAD_VALUE", "NOT_PROGRAMMED", "BUSY")
+    names = ("UNKNOWN_TYPE", "BAD_LENGTH", "OUT_OF_RANGE", "BAD_VALUE", "NOT_PROGRAMMED", "BUSY")
     refused = [
-        answer("MVM" if status > 1 else "HELLO", b"", {}, tile=2, status=status, title=f"status {name}")
-        for status, name in enumerate(names, 1)
+        answer("MVM", b"", {}, tile=2, status=status, title=f"status {name}") for status, name in enumerate(names, 2)
     ]
-    return [*refused, answer("MVM", b"no supply", {"fault": "no supply"}, tile=2, status=8, title="status FAULT")]
+    version = answer("HELLO", b"", {}, status=1, title="status VERSION")
+    return [
+        version,
+        *refused,
+        answer("MVM", b"no supply", {"fault": "no supply"}, tile=2, status=8, title="status FAULT"),
+    ]
 
 
 def malformed() -> list[Vector]:
@@ -309,57 +263,53 @@ def formats() -> list[Vector]:
     return vectors
 
 
-def converted(total: int, offset: int, gain: int, step: int, bits: int) -> int:
-    """What becomes of one column's sum, before clipping to the output format."""
-    trimmed = (total * gain + 8192) // 16384 + offset
-    if not bits:
-        return trimmed
-    whole, rest = divmod(abs(trimmed), step)
-    return (whole + (2 * rest >= step)) * (1 if trimmed >= 0 else -1)
-
-
 def products() -> list[Vector]:
-    """Sums of the matrix above through trims, converters and clipping."""
-    plain = {"offset": [0, 0, 0], "gain": [16384] * 3}
-    trimmed = {"offset": [100, -1, 0], "gain": [16000, 24577, 65535]}
+    """Sums of the matrix above, whole and in parts, through trims, converters and clipping."""
+    trims = {"offset": [100, -1, 0], "gain": [16000, 24577, 65535]}
+    widest = {"offset": [32767, -32768, 0], "gain": [65535] * 3}
     wide = [[127, 127, 127, 127], [-127, 127, -127, 127], [0, 1, 0, 0]]
-    cases = [
-        (plain, 1, 0, 0, INPUTS),
-        (plain, 1, 0, 0, wide),
-        (trimmed, 1, 0, 0, wide),
-        (plain, 2, 8, 0, INPUTS),
-        (plain, 9, 8, 2, wide),
-        (trimmed, 33, 10, 2, wide),
-        (trimmed, 7, 6, 1, INPUTS),
-        ({"offset": [32767, -32768, 0], "gain": [65535] * 3}, 1, 0, 1, wide),
+    parts = [[127, -127], [0, 5]]
+    return [
+        product(INPUTS),
+        product(wide),
+        product(wide, trims),
+        product(INPUTS, step=2, bits=8),
+        product(wide, step=9, bits=8, output_format=2),
+        product(wide, trims, step=33, bits=10, output_format=2),
+        product(INPUTS, trims, step=7, bits=6, output_format=1),
+        product(wide, widest, output_format=1),
+        product(parts, trims, first_row=1, first_col=1),
+        product(parts, trims, first_row=2, first_col=1, cols=1),
+        product(parts, trims, first_row=0, first_col=0, cols=2, step=9, bits=10, output_format=2),
+        product(parts, trims, first_row=1, first_col=2, cols=1, step=3, bits=10, output_format=2),
+        product(parts, widest, first_row=1, first_col=0, cols=2, output_format=1),
+        product([[127]], widest, first_row=3, first_col=2, cols=1, step=2, bits=8, output_format=2),
     ]
-    return [product(*case) for case in cases]
 
 
-def product(trims: dict[str, list[int]], step: int, bits: int, output_format: int, inputs: list[list[int]]) -> Vector:
-    top = 2 ** (bits - 1) - 1 if bits else (2**31 - 1, 2**15 - 1)[output_format]
-    bottom = -top if bits else -top - 1
-    outputs, saturated = [], 0
-    for vector in inputs:
-        sums = [sum(x * row[j] for x, row in zip(vector, WEIGHTS, strict=True)) for j in range(3)]
-        values = [converted(s, trims["offset"][j], trims["gain"][j], step, bits) for j, s in enumerate(sums)]
-        outputs.append([min(max(value, bottom), top) for value in values])
-        saturated += sum(not bottom <= value <= top for value in values)
-    known: Vector = {"weights": WEIGHTS, "inputs": inputs, "step": step, "output_bits": bits}
-    return {**known, **trims, "output_format": output_format, "outputs": outputs, "saturated": saturated}
+def product(inputs: list[list[int]], trims: dict[str, list[int]] | None = None, **how: int) -> Vector:
+    how = {"first_row": 0, "first_col": 0, "cols": 0, "step": 1, "bits": 0, "output_format": 0, **how}
+    tile = Tile(WEIGHTS)
+    if trims:
+        tile.offset, tile.gain = trims["offset"], trims["gain"]
+    outputs, saturated = tile.multiply(inputs, **how)
+    how["output_bits"] = how.pop("bits")
+    known: Vector = {"weights": WEIGHTS, "offset": tile.offset, "gain": tile.gain, "inputs": inputs}
+    return {**known, **how, "outputs": outputs, "saturated": saturated}
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     files = {
         "frames": link_frames() + state_frames() + product_frames() + status_frames(),
         "malformed": malformed(),
         "formats": formats(),
         "products": products(),
+        "exchanges": exchanges(),
     }
     for name, vectors in files.items():
         text = ",\n".join(json.dumps(vector, ensure_ascii=False) for vector in vectors)
-        Path(__file__).with_name(f"{name}.json").write_text(f"[\n{text}\n]\n")
+        (folder / f"{name}.json").write_text(f"[\n{text}\n]\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -6,7 +6,7 @@
 
 bool pim_tile_usable(const struct pim_tile *tile) { return tile->started && tile->missing == 0; }
 
-void pim_tile_start(struct pim_tile *tile, uint16_t rows, uint16_t cols, uint8_t id) {
+void pim_tile_start(struct pim_tile *tile, uint16_t rows, uint16_t cols, uint32_t id) {
     memset(tile->present, 0, sizeof tile->present);
     tile->rows = rows;
     tile->cols = cols;
@@ -47,15 +47,17 @@ static int32_t trimmed(int32_t sum, uint16_t gain, int16_t offset) {
     return (int32_t)(floored + offset);
 }
 
-void pim_tile_multiply(const struct pim_tile *tile, const int8_t *inputs, int32_t *outputs) {
-    memset(outputs, 0, tile->cols * sizeof *outputs);
-    for (uint16_t i = 0; i < tile->rows; i++) {
+void pim_tile_multiply(const struct pim_tile *tile, const struct pim_part *part, const int8_t *inputs,
+                       int32_t *outputs) {
+    memset(outputs, 0, part->cols * sizeof *outputs);
+    for (uint16_t i = 0; i < part->rows; i++) {
         if (inputs[i] != 0) {
-            add_row(tile->weights[i], inputs[i], outputs, tile->cols);
+            add_row(tile->weights[part->first_row + i] + part->first_col, inputs[i], outputs, part->cols);
         }
     }
-    for (uint16_t j = 0; j < tile->cols; j++) {
-        outputs[j] = trimmed(outputs[j], tile->gain[j], tile->offset[j]);
+    for (uint16_t j = 0; j < part->cols; j++) {
+        const int col = part->first_col + j;
+        outputs[j] = trimmed(outputs[j], tile->gain[col], tile->offset[col]);
     }
 }
 

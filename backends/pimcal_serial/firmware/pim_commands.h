@@ -48,7 +48,9 @@ enum pim_status pim_find_usable_tile(struct pim_board *board, const struct pim_r
 pim_handler pim_hello, pim_read, pim_stats;
 /* pim_weights.c */
 pim_handler pim_program, pim_readback, pim_selftest, pim_get_trim, pim_set_trim;
-/* pim_products.c */
-pim_handler pim_mvm, pim_write_buffer, pim_mvm_gather;
+/* pim_mvm.c */
+pim_handler pim_mvm;
+/* pim_buffer.c */
+pim_handler pim_write_buffer, pim_mvm_gather;
 
 #endif

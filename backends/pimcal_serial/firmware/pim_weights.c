@@ -2,14 +2,14 @@
 #include "pim_bytes.h"
 #include "pim_commands.h"
 
-enum { PROGRAM_FIELDS = 9, TRIM_BYTES = 4, LARGEST_WEIGHT = (1 << (PIM_WEIGHT_BITS - 1)) - 1 };
+enum { PROGRAM_FIELDS = 12, TRIM_BYTES = 4, LARGEST_WEIGHT = (1 << (PIM_WEIGHT_BITS - 1)) - 1 };
 
 struct programming {
     uint16_t rows;
     uint16_t cols;
     uint16_t first;
     uint16_t count;
-    uint8_t id;
+    uint32_t id;
     const uint8_t *weights;
 };
 
@@ -19,7 +19,7 @@ static struct programming read_programming(const uint8_t *payload) {
         .cols = pim_get_u16(payload + 2),
         .first = pim_get_u16(payload + 4),
         .count = pim_get_u16(payload + 6),
-        .id = payload[8],
+        .id = pim_get_u32(payload + 8),
         .weights = payload + PROGRAM_FIELDS,
     };
 }

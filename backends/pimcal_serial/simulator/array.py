@@ -89,12 +89,11 @@ class Tile:
         self._missing[rows] = False
         self._programmed_s = now_s
 
-    def multiply(self, inputs: Int8s, draw: int, now_s: float) -> Int64s:
-        """Sums [n, cols] of inputs [n, rows], trimmed; `draw` numbers the redraws of the temporal noise."""
-        cols = slice(self.shape[1])
-        products = inputs.astype(np.float64) @ self._effective(draw)
+    def multiply(self, inputs: Int8s, rows: slice, cols: slice, draw: int, now_s: float) -> Int64s:
+        """Sums of inputs [n, rows] in some columns, trimmed; `draw` numbers the redraws of the temporal noise."""
+        products = inputs.astype(np.float64) @ self._effective(draw)[rows, cols]
         sums = products * (self._fading(now_s) * self._cells.gains[cols]) + self._cells.offsets[cols]
-        return trimmed(np.rint(sums).astype(np.int64), self.trims)
+        return trimmed(np.rint(sums).astype(np.int64), self.trims, cols)
 
     def _effective(self, draw: int) -> Floats:
         weights = self.weights.astype(np.float64)
@@ -112,9 +111,9 @@ class Tile:
         return float((1 + age_s) ** -settings.drift_exponent * (1 + settings.gain_per_c * warmth))
 
 
-def trimmed(sums: Int64s, trims: Trims) -> Int64s:
-    """floor((sum * gain + 8192) / 16384) + offset, for each column."""
-    return (sums * trims.gain.astype(np.int64) + UNIT_GAIN // 2 >> 14) + trims.offset.astype(np.int64)
+def trimmed(sums: Int64s, trims: Trims, cols: slice) -> Int64s:
+    """floor((sum * gain + 8192) / 16384) + offset, for each of these columns."""
+    return (sums * trims.gain[cols].astype(np.int64) + UNIT_GAIN // 2 >> 14) + trims.offset[cols].astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,14 @@ from pimcal_serial.simulator.array import temperature_c
 from pimcal_serial.simulator.chip import Chip, no_payload, require
 from pimcal_serial.simulator.settings import BoardSettings
 
-_NOT_KEPT = (MessageType.HELLO, MessageType.ECHO, MessageType.SINK, MessageType.STATS, MessageType.READ)
+_NOT_KEPT = (
+    MessageType.HELLO,
+    MessageType.ECHO,
+    MessageType.SINK,
+    MessageType.STATS,
+    MessageType.READ,
+    MessageType.BAUD,  # a repeated one switches again, after a fall-back
+)
 _BAUD_TRIAL_S = 1.0
 _VERSION_PAUSE_S = 1.0
 _ROOM = 4096  # bytes beyond max_payload that are still read, so that the frame can be refused

@@ -127,11 +127,9 @@ class Chip:
     # products
 
     def _mvm(self, frame: Frame) -> bytes:
-        tile = self._usable_tile(frame)
-        mvm = Mvm.decode(frame.payload, tile.shape[0])
+        tile, mvm = self._usable_tile(frame), Mvm.decode(frame.payload)
         self._check_inputs(mvm.inputs, mvm.input_format)
-        self._check_output(mvm.output_format, mvm.step, len(mvm.inputs), tile)
-        return self._products(tile, mvm.inputs, mvm.output_format, mvm.step)
+        return self._products(tile, mvm, lambda: mvm.inputs, len(mvm.inputs))
 
     def _write_buffer(self, frame: Frame) -> bytes:
         write = WriteBuffer.decode(frame.payload)
@@ -143,20 +141,25 @@ class Chip:
 
     def _mvm_gather(self, frame: Frame) -> bytes:
         tile, gather = self._usable_tile(frame), MvmGather.decode(frame.payload)
-        require(gather.rows == tile.shape[0], Status.OUT_OF_RANGE, f"{gather.rows} rows on a tile of {tile.shape[0]}")
-        self._check_output(gather.output_format, gather.step, gather.positions, tile)
+        return self._products(tile, gather, lambda: self._gathered(gather), gather.positions)
+
+    def _gathered(self, gather: MvmGather) -> Int8s:
         addresses = gather.addresses()
         inside = not addresses.size or (addresses.min() >= 0 and addresses.max() < len(self._buffer))
         require(bool(inside), Status.OUT_OF_RANGE, "an address lies outside of the buffer")
-        return self._products(tile, self._buffer[addresses], gather.output_format, gather.step)
+        return self._buffer[addresses]
 
-    def _products(self, tile: Tile, inputs: Int8s, form: OutputFormat, step: int) -> bytes:
-        bits = self._settings.output_bits
+    def _products(self, tile: Tile, asked: Mvm | MvmGather, inputs: Callable[[], Int8s], count: int) -> bytes:
+        """`inputs` is called when everything else was checked: loops may name more vectors than fit an answer."""
+        bits, form = self._settings.output_bits, asked.output_format
+        rows, cols = _part(tile, asked)
+        self._check_output(form, asked.step)
+        self._check_room(4 + count * output_size(1, cols.stop - cols.start, form, bits))
         format_bits = {OutputFormat.INT32: 32, OutputFormat.INT16: 16, OutputFormat.PACKED: bits}[form]
-        sums = tile.multiply(inputs, self._products_done, self._now_s)
-        outputs, saturated = self._converter.convert(sums, step, format_bits)
+        sums = tile.multiply(inputs(), rows, cols, self._products_done, self._now_s)
+        outputs, saturated = self._converter.convert(sums, asked.step, format_bits)
         self._products_done += 1
-        self.multiplied += len(inputs)
+        self.multiplied += count
         return MvmResult(saturated, outputs).encode(form, bits)
 
     def _check_inputs(self, values: Int8s, form: InputFormat) -> None:
@@ -164,15 +167,24 @@ class Chip:
         require(able, Status.OUT_OF_RANGE, f"no input format {form}")
         _check_values(values, self._settings.input_bits)
 
-    def _check_output(self, form: OutputFormat, step: int, count: int, tile: Tile) -> None:
+    def _check_output(self, form: OutputFormat, step: int) -> None:
         bits = self._settings.output_bits
         packs = bool(bits) and Capability.PACKED_OUTPUTS in self._capabilities
         require(form != OutputFormat.PACKED or packs, Status.OUT_OF_RANGE, "no packed outputs")
         require(1 <= step <= (_LARGEST_STEP if bits else 1), Status.OUT_OF_RANGE, f"no step {step}")
-        self._check_room(4 + count * output_size(1, tile.shape[1], form, bits))
 
     def _check_room(self, size: int) -> None:
         require(size <= self._settings.max_payload, Status.OUT_OF_RANGE, f"an answer of {size} bytes is too long")
+
+
+def _part(tile: Tile, asked: Mvm | MvmGather) -> tuple[slice, slice]:
+    """Rows and columns of a tile that a product uses."""
+    rows = slice(asked.first_row, asked.first_row + asked.rows)
+    cols = slice(asked.first_col, asked.first_col + asked.cols if asked.cols else tile.shape[1])
+    inside = asked.rows and rows.stop <= tile.shape[0] and cols.start < cols.stop <= tile.shape[1]
+    named = f"rows {rows.start}:{rows.stop} and columns {cols.start}:{cols.stop}"
+    require(bool(inside), Status.OUT_OF_RANGE, f"{named} are no part of a matrix of {tile.shape[0]} x {tile.shape[1]}")
+    return rows, cols
 
 
 def _top(bits: int) -> int:
