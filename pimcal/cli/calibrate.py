@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import note, print_json, print_table, progress_bar, shown, stdout_for_json
+from pimcal.cli.output import mvm_bar, note, print_json, print_table, shown, stdout_for_json
 from pimcal.errors import UsageError
 from pimcal.files import check_writable
 
@@ -180,8 +180,8 @@ def _run(
     cost = estimate(net, batches[0], images.calibration.images, chosen)
     seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
     note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")
-    with progress_bar(f"{chosen}", 100) as progress:
-        record = run(net, batches, chosen, seed=seed, progress=lambda share: progress(round(100 * share)))
+    with mvm_bar(chosen, cost.mvms, lambda: net.device.cost.mvms):
+        record = run(net, batches, chosen, seed=seed)
     sample = batches[:4] if divergence else []
     before = divergences(net, sample) if sample else {}
     held_out = images.held_out
@@ -190,8 +190,9 @@ def _run(
     if held_out.images < FEW_HELD_OUT:
         share = 100 / held_out.images
         note(f"the gate's judgement is coarse: of {held_out.images} held-out images each counts {share:.1f} %")
-    with progress_bar("gate", held_out.images) as progress:
-        verdict = gate(net, record, held_out, metric, max_drop=max_drop, progress=progress)
+    judged = 2 * settings.gate.repeats * held_out.images  # before and after
+    with mvm_bar("gate", judged * cost.mvms // cost.images, lambda: net.device.cost.mvms):
+        verdict = gate(net, record, held_out, metric, max_drop=max_drop)
     if not sample:
         return verdict, {}
     if not verdict.activated:

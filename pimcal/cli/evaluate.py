@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import note, print_json, progress_bar, shown, stdout_for_json
+from pimcal.cli.output import mvm_bar, note, print_json, shown, stdout_for_json
 
 
 def evaluate(
@@ -29,6 +29,7 @@ def evaluate(
     as_json: o.Json = False,
 ) -> None:
     """Run a network on a device and print how good it is there."""
+    from pimcal.calibration.estimate import estimate
     from pimcal.deployment import deploy
     from pimcal.device import open_device
     from pimcal.evaluation import evaluate as run
@@ -46,8 +47,9 @@ def evaluate(
                 note(remark)
             if corrections is not None:
                 net.apply(corrections, force=force)
-            with progress_bar("evaluating", batches.images) as progress:
-                result = run(net, batches, chosen, progress=progress)
+            total = estimate(net, next(iter(batches)), batches.images).mvms
+            with mvm_bar("evaluating", total, lambda: device.cost.mvms):
+                result = run(net, batches, chosen)
     if as_json:
         print_json({**asdict(result), "profile": subject.profile.name, "record": record and str(record)})
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
@@ -54,6 +54,41 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def mvm_bar(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
+    """A bar over `total` matrix-vector products, with how many there are in a second and how long the rest will take.
+
+    `done` tells how many the device has made since it was opened; it is asked while a batch runs, since on a slow link
+    one takes long.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Counting(Progress):
+        def get_renderables(self) -> Iterable[Any]:
+            for task in self.tasks:
+                self.update(task.id, completed=min(total, done() - before))
+            return super().get_renderables()
+
+    class Rate(TextColumn):
+        def render(self, task: Task) -> Text:
+            passed_s = task.elapsed or 0.0
+            return Text(f"{task.completed / passed_s:,.0f} MVM/s" if passed_s else "")
+
+    before = done()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        Rate(""),
+        TimeRemainingColumn(),
+    )
+    with Counting(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        bar.add_task(label, total=total)
+        yield
 
 
 def percent(value: float) -> str:
