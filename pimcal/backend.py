@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pimcal.patches import Patches, TilePart
+
 WeightUnit = Literal["raw", "std", "full_scale"]
 
 
@@ -35,6 +37,9 @@ class Capabilities:
     converters. The reference columns for the gain then have a constant in that many rows and zeros in the others, so
     that they do not saturate what the other columns need. `None`: of all.
 
+    `parts`: products may use a part of a tile (`matmul_part`). `patches`: vectors that overlap may come as patches
+    (`matmul_patches`).
+
     `drift_compensation`: the profile asks for global drift compensation. The host then measures each tile when it is
     programmed, and compensates all of them whenever the simulated clock has advanced.
     """
@@ -53,6 +58,8 @@ class Capabilities:
     effective_weights: bool = False
     readable_rows: int | None = None
     drift_compensation: bool = False
+    parts: bool = False
+    patches: bool = False
     firmware: str = ""
     mvm_s: float | None = None  # seconds that one matrix-vector product takes, where it is known
 
@@ -88,6 +95,14 @@ class Backend(ABC):
         keep a reference to `weights`: the caller may change it afterwards.
         """
 
+    def program_ahead(self, tile: int, weights: Tensor) -> None:
+        """As `program`, for a tile that no product uses until its weights are there.
+
+        A device that can write one tile while others compute returns at once, and the tile's next product waits for
+        the weights. What fails meanwhile is raised by a later call.
+        """
+        self.program(tile, weights)
+
     @abstractmethod
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         """Multiply `inputs` ([n, rows], rows as programmed) by the tile: [n, cols]. The only hot call.
@@ -96,6 +111,21 @@ class Backend(ABC):
         with converters of their own answer in product units: codes of weights times codes of inputs, in the
         converter's steps and within its range.
         """
+
+    def matmul_part(self, tile: int, inputs: Tensor, part: TilePart) -> Tensor:
+        """As `matmul`, for a part of the tile: `inputs` [n, part.rows] to [n, part.cols]; all other rows get 0.
+
+        For devices to which less has to travel then; they set `capabilities.parts`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} announces no products on parts of tiles")
+
+    def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
+        """As `matmul_part` of `patches.vectors()`, which are never made unless the backend does so.
+
+        For devices that can gather vectors from a map; they set `capabilities.patches`. Unless they also set `parts`
+        the part is always all that was programmed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} announces no products of patches")
 
     def new_batch(self) -> None:  # noqa: B027 - most devices have nothing to do here
         """A new inference batch begins; simulators redraw their temporal noise, once per batch.

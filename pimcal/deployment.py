@@ -52,7 +52,7 @@ class Deployment(nn.Module):
         self._placed: dict[str, Placed] = {}
         self._place(survey(self.module, device.profile.host))
         self._follow_torch_device()
-        self.array.ensure(0)
+        self.array.start()
 
     @property
     def reference(self) -> nn.Module:
@@ -118,6 +118,7 @@ class Deployment(nn.Module):
     @contextmanager
     def session(self) -> Iterator[None]:
         """What a call of `module` needs around it: one inference batch on the device, torch's shortcuts off."""
+        self.array.begin_pass()
         with self.device.batch(), own_attention():
             yield
 
@@ -236,7 +237,7 @@ def deploy(model: nn.Module, device: Device) -> Deployment:
     A compiled model, or part of one, is deployed as what it was compiled from.
 
     Raises UsageError for what is no module or device and for TorchScript, DataError for a model without a matrix
-    product or with weights that are no numbers, ConfigError where a layer is larger than the device,
+    product or with weights that are no numbers, ConfigError where reference columns leave no room on the device,
     DeviceUnavailableError on a closed device.
     """
     _check_arguments(model, device)

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from pimcal.backend import Backend, Capabilities
 from pimcal.drift_compensation import DriftCompensation, mean_magnitude, one_hot_inputs
 from pimcal.errors import DeviceUnavailableError
 from pimcal.events import DriftCompensated
+from pimcal.patches import Patches, TilePart
 from pimcal.profile import Profile, load_profile
 from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
@@ -30,7 +31,8 @@ class Cost:
     """What runs cost the device.
 
     `mvms`: matrix-vector products, one a driven block and input vector. `programmed_cells`: cells written.
-    `link_bytes`: inputs, weights and outputs that crossed to the device and back. `seconds`: wall time of runs.
+    `link_bytes`: inputs, weights and outputs of products, were each sent on its own; what a real link carried is in
+    its telemetry. `seconds`: wall time of runs.
     """
 
     mvms: int = 0
@@ -60,7 +62,7 @@ class Device:
         check_capabilities(self.capabilities)
         self.cost = Cost()
         self.owners = itertools.count()  # numbers those who program the device
-        self.resident: tuple[int, int] | None = None  # whose load is on the tiles: (owner, load)
+        self.resident: dict[int, tuple[int, int]] = {}  # what is on each tile: (owner, load)
         self._clock = clock
         self._closed = False
         self._torch_device = torch.device("cpu")
@@ -75,20 +77,29 @@ class Device:
                 f"device {self.capabilities.identity} is closed; open it again with pimcal.open_device and deploy anew"
             )
 
-    def _failed(self, error: OSError) -> DeviceUnavailableError:
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
         """What a driver's own error becomes, so that a lost link is never taken for a fault of the model."""
-        reason = f"{type(error).__name__}: {error}"
-        return DeviceUnavailableError(
-            f"device {self.capabilities.identity} failed ({reason}); check its link and power"
-        )
+        try:
+            yield
+        except OSError as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DeviceUnavailableError(
+                f"device {self.capabilities.identity} failed ({reason}); check its link and power"
+            ) from error
 
     def program(self, tile: int, weights: Tensor) -> None:
         """Write `weights` ([rows, cols], device units) to a tile."""
+        self._program(self.backend.program, tile, weights)
+
+    def program_ahead(self, tile: int, weights: Tensor) -> None:
+        """As `program`, for a tile that is not needed yet; the device may do it while other tiles compute."""
+        self._program(self.backend.program_ahead, tile, weights)
+
+    def _program(self, program: Callable[[int, Tensor], None], tile: int, weights: Tensor) -> None:
         self.check_open()
-        try:
-            self.backend.program(tile, weights.to(self._torch_device) if self._moves else weights)
-        except OSError as error:
-            raise self._failed(error) from error
+        with self._device_errors():
+            program(tile, weights.to(self._torch_device) if self._moves else weights)
         self.cost.programmed_cells += weights.numel()
         self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
         self._drift.programmed(tile, weights.shape[0])
@@ -98,23 +109,33 @@ class Device:
         outputs, gain = self._multiply(tile, inputs), self._drift.gains.get(tile)
         return outputs if gain is None else outputs * gain
 
+    def matmul_part(self, tile: int, inputs: Tensor | Patches, part: TilePart) -> Tensor:
+        """Vectors [n, part.rows], or patches of them, times a part of a tile: [n, part.cols]. See `Backend`."""
+        outputs, gain = self._multiply_part(tile, inputs, part), self._drift.gains.get(tile)
+        return outputs if gain is None else outputs * gain
+
     def effective_weights(self, tile: int) -> Tensor:
         """The backend's effective weights of a tile, on the network's torch device."""
         weights, gain = self._effective_weights(tile), self._drift.gains.get(tile)
         return weights if gain is None else weights * gain
 
     def _multiply(self, tile: int, inputs: Tensor) -> Tensor:
-        here = inputs if self._moves else inputs.cpu()
-        try:
-            return self.backend.matmul(tile, here).to(inputs.device)
-        except OSError as error:
-            raise self._failed(error) from error
+        with self._device_errors():
+            return self.backend.matmul(tile, self._here(inputs)).to(inputs.device)
+
+    def _multiply_part(self, tile: int, inputs: Tensor | Patches, part: TilePart) -> Tensor:
+        with self._device_errors():
+            if isinstance(inputs, Patches):
+                here = replace(inputs, maps=self._here(inputs.maps))
+                return self.backend.matmul_patches(tile, here, part).to(inputs.maps.device)
+            return self.backend.matmul_part(tile, self._here(inputs), part).to(inputs.device)
+
+    def _here(self, inputs: Tensor) -> Tensor:
+        return inputs if self._moves else inputs.cpu()
 
     def _effective_weights(self, tile: int) -> Tensor:
-        try:
+        with self._device_errors():
             weights = self.backend.effective_weights(tile)
-        except OSError as error:
-            raise self._failed(error) from error
         return weights if self._moves else weights.to(self._torch_device)
 
     def new_batch(self) -> None:

@@ -42,21 +42,24 @@ class DeviceMatrix:
         self.differential = not capabilities.signed_weights
         self._products: Products
         if capabilities.effective_weights:
-            self._products = HostProducts(array, placed.load)
+            self._products = HostProducts(array)
         else:
-            self._products = DeviceProducts(array, placed.load)
+            self._products = DeviceProducts(array)
         self._cuts = cuts_of(placed)
         self._rows_driven = sum(b.stop - b.start for b in placed.blocks)
         self._cols_read = sum(b.last - b.first + array.references.count for b in placed.blocks)
-        self._fused = capabilities.effective_weights and not (
+        self._fused = (capabilities.effective_weights and len(placed.loads) == 1) and not (
             array.references.count or converters.output_bits or self.differential or not converters.signed_inputs
         )
         self._whole_tile = _whole_tile(placed)
+        whole = [(placed.loads[0], placed.tiles)]
+        self._steps = array.plan(whole if self._fused else [(cut.load, cut.tiles) for cut in self._cuts])
 
     def multiply(self, x: Tensor, bias: Tensor | None = None, view: MatrixView | None = None) -> Tensor:
         """The layer's output for `x`. `view` replaces the layer's geometry where a call brings its own."""
         view = view or self.view
-        self.array.ensure(self.placed.load)
+        if self._fused:
+            self.array.ensure(self._steps[0])
         if self._fused and self.converters.input_bits is None:
             y = view.fused(x, self._weights(x.dtype), bias)
             self._count(view.positions(x, y))
@@ -107,7 +110,8 @@ class DeviceMatrix:
         if self.converters.signed_inputs or not bool((codes < 0).any()):
             columns = self._columns(view, codes)
         else:  # the device takes no negative inputs: two products, and the difference on the host
-            columns = self._columns(view, codes.clamp(min=0)) - self._columns(view, codes.clamp(max=0).neg())
+            both = self._columns(view, torch.cat([codes.clamp(min=0), codes.clamp(max=0).neg()]))
+            columns = torch.sub(*both.chunk(2))
         if self.differential:
             columns = torch.sub(*columns.chunk(2, dim=2))
         y = view.finish(columns, x)
@@ -128,10 +132,11 @@ class DeviceMatrix:
         """All columns [n, groups, cols, l]: cuts between rows are added up, cuts between columns joined."""
         sums: dict[int, Tensor] = {}
         vectors = 0
-        for cut in self._cuts:
+        for cut, step in zip(self._cuts, self._steps, strict=True):
+            self.array.ensure(step)
             raw, inputs_sum = self._products.run(view, codes, cut)
             part = self._correct(self._convert_outputs(raw), inputs_sum, cut)
-            sums[cut.first] = sums[cut.first] + part if cut.first in sums else part
+            sums[cut.first] = _added(sums.get(cut.first), part, cut, view.groups)
             vectors = part.shape[0] * part.shape[3]
         self._count(vectors)
         parts = [sums[first] for first in sorted(sums)]
@@ -148,9 +153,18 @@ class DeviceMatrix:
         if not self.array.references.count:
             return raw
         layouts = self.array.layouts
-        constants = raw.new_tensor([layouts[self.placed.load, b.tile].constant for b in cut.blocks])
+        constants = raw.new_tensor([layouts[cut.load, b.tile].constant for b in cut.blocks])
         pool = torch.tensor(cut.tile_positions(), device=raw.device)
         return correct(raw, inputs_sum * constants[:, None, None], pool, self.array.references)
+
+
+def _added(total: Tensor | None, part: Tensor, cut: Cut, groups: int) -> Tensor:
+    """Columns [n, groups, cols, l] with those of a cut, which may have a part of the groups, added."""
+    if len(cut.blocks) == groups:
+        return part if total is None else total + part
+    if total is None:
+        total = part.new_zeros(part.shape[0], groups, *part.shape[2:])
+    return total.index_add(1, torch.tensor(cut.groups, device=part.device), part)
 
 
 def _whole_tile(placed: Placed) -> int | None:

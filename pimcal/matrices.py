@@ -1,11 +1,12 @@
 """How a layer becomes matrix-vector products: its weights as matrices, its input as vectors.
 
 A layer with `groups` groups is `groups` matrices of `rows` inputs by `cols` outputs, kept as one tensor
-[groups, rows, cols]. Four views of the same product are offered; they agree up to rounding:
+[groups, rows, cols]. Five views of the same product are offered; they agree up to rounding:
 
 - `fused`: the whole layer by torch's own kernel, for matrices that need no treatment on the way;
 - `product`: some rows of the matrices by torch's own kernel, columns left as they are [n, groups, cols, l];
 - `patches`: the input vectors themselves [n, groups, l, rows], for a device that multiplies them;
+- `overlapping`: the same as places in maps, where there are any, for a device that takes those;
 - `finish`: from such columns [n, groups, cols, l] to the layer's output.
 
 `n` counts samples and `l` the positions of a sample, for example the output pixels of a convolution.
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pimcal.patches import Loop, Patches
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -45,6 +48,10 @@ class MatrixView(ABC):
 
     @abstractmethod
     def patches(self, x: Tensor) -> Tensor: ...
+
+    def overlapping(self, x: Tensor, group: int, start: int, stop: int) -> Patches | None:
+        """The rows `start:stop` of a group's vectors; None where vectors do not overlap, or rows cut a channel."""
+        return None
 
     @abstractmethod
     def finish(self, columns: Tensor, x: Tensor) -> Tensor: ...
@@ -159,17 +166,29 @@ class ConvView(MatrixView):
         rows_first = x.permute(1, 2, *kernel, 0, *out).reshape(self.groups, self.rows, len(x), positions)
         return rows_first.permute(2, 0, 3, 1)
 
-    def _out_size(self, x: Tensor) -> list[int]:
-        pads = [self.pad[2 * i] + self.pad[2 * i + 1] for i in range(self.dims)][::-1]
-        return [
-            (size + pad - gap * (kernel - 1) - 1) // step + 1
-            for size, pad, kernel, step, gap in zip(
-                x.shape[2:], pads, self.kernel, self.stride, self.dilation, strict=True
-            )
-        ]
+    def overlapping(self, x: Tensor, group: int, start: int, stop: int) -> Patches | None:
+        if self.row_unit == 1 or start % self.row_unit or stop % self.row_unit:
+            return None
+        channels = self.rows // self.row_unit
+        first, last = (group * channels + row // self.row_unit for row in (start, stop))
+        x = F.pad(x[:, first:last], self.pad, mode=self.pad_mode)
+        # Channels lie side by side, so that rows of an image follow one another: some of them are one piece of memory.
+        maps = x.movedim(1, -1)
+        strides = [math.prod(maps.shape[2 + i :]) for i in range(self.dims)]
+        kernel = zip(self.kernel, strides, self.dilation, strict=True)
+        rows = (Loop(last - first, 1), *(Loop(size, stride * gap) for size, stride, gap in kernel))
+        out = zip(self._out_size(x.shape[2:]), strides, self.stride, strict=True)
+        positions = tuple(Loop(size, stride * step) for size, stride, step in out)
+        return Patches(maps.reshape(len(x), -1), rows, positions)
+
+    def _out_size(self, padded: Sequence[int]) -> list[int]:
+        spec = zip(padded, self.kernel, self.stride, self.dilation, strict=True)
+        return [(size - gap * (kernel - 1) - 1) // step + 1 for size, kernel, step, gap in spec]
 
     def finish(self, columns: Tensor, x: Tensor) -> Tensor:
-        return columns.reshape(x.shape[0], self.channels, *self._out_size(x))
+        pads = [self.pad[2 * i] + self.pad[2 * i + 1] for i in range(self.dims)][::-1]
+        padded = [size + pad for size, pad in zip(x.shape[2:], pads, strict=True)]
+        return columns.reshape(x.shape[0], self.channels, *self._out_size(padded))
 
     def batched(self, x: Tensor) -> tuple[Tensor, bool]:
         return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)

@@ -2,7 +2,8 @@
 
 Blocks are rectangles of one layer's matrix. Several may share a tile when they do not overlap: a product
 drives one block's rows only and reads its columns only, so blocks may stand beside or above each other.
-A network that does not fit at once is split into loads, which take turns on the device.
+A network that does not fit at once is split into loads, which take turns on the device; a layer that does not fit
+alone takes several.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class MatrixShape:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows `start:stop` and columns `first:last` of one group's matrix, at (`tile_row`, `tile_col`) of a tile."""
+    """Rows `start:stop` and columns `first:last` of one group's matrix, at (`tile_row`, `tile_col`) of a tile.
+
+    `load` is the turn on the device that it belongs to.
+    """
 
     group: int
     start: int
@@ -37,15 +41,20 @@ class Block:
     tile: int
     tile_row: int
     tile_col: int
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A layer's blocks, and the load (turn on the device) that they belong to."""
+    """A layer's blocks, in the order of their loads."""
 
     shape: MatrixShape
-    load: int
     blocks: tuple[Block, ...]
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """More than one where the layer is larger than the device."""
+        return tuple(sorted({block.load for block in self.blocks}))
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -118,70 +127,94 @@ def _rectangles(shape: MatrixShape, limits: Limits) -> Iterator[tuple[int, int, 
                 yield group, start, stop, first, last
 
 
-def _pack_layer(shape: MatrixShape, limits: Limits, open_tiles: list[_Tile], next_tile: int) -> list[Block] | None:
-    """The layer's blocks on `open_tiles`, to which new tiles are added; None when the device is full."""
-    blocks = []
-    oldest = 0  # tiles before it had no room for a rectangle of the same size: do not ask them again
-    last_size = (0, 0)
-    for group, start, stop, first, last in _rectangles(shape, limits):
-        size = (stop - start, last - first)
-        oldest = oldest if size == last_size else 0
-        last_size = size
-        corner = None
-        while oldest < len(open_tiles) and corner is None:
-            corner = open_tiles[oldest].fit(*size, limits)
-            oldest += corner is None
-        if corner is None:
-            if limits.tiles is not None and next_tile + len(open_tiles) >= limits.tiles:
+class _Packer:
+    """Fills tiles load by load.
+
+    A load begins with the tile behind the last one of the load before: it is free the longest, so that it can be
+    programmed while the other load still computes.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.load = 0
+        self.tiles: list[_Tile] = []  # of this load
+        self._start = 0  # the first of them, as long as the device has tiles enough
+
+    def open_load(self) -> None:
+        self.load += 1
+        self.close_tiles()
+
+    def close_tiles(self) -> None:
+        """What comes next gets other tiles than what is there."""
+        self._start, self.tiles = self._index(len(self.tiles)), []
+
+    def _index(self, number: int) -> int:
+        index = self._start + number
+        return index if self.limits.tiles is None else index % self.limits.tiles
+
+    def pack(self, shape: MatrixShape, *, over_loads: bool = False) -> list[Block] | None:
+        """The layer's blocks; where the device is full, further loads with `over_loads`, else None."""
+        blocks = []
+        oldest = 0  # tiles before it had no room for a rectangle of the same size: do not ask them again
+        last_size = (0, 0)
+        for group, start, stop, first, last in _rectangles(shape, self.limits):
+            size = (stop - start, last - first)
+            oldest = oldest if size == last_size else 0
+            last_size = size
+            found = self._find(size, oldest)
+            if found is None and over_loads:
+                self.open_load()
+                found = self._find(size, 0)
+            if found is None:
                 return None
-            open_tiles.append(_Tile(next_tile + len(open_tiles)))
-            corner = open_tiles[oldest].fit(*size, limits)
-        if corner is None:
-            raise ConfigError(f"layer {shape.name}: a block of {size} does not fit an empty tile of {limits}")
-        blocks.append(Block(group, start, stop, first, last, open_tiles[oldest].index, *corner))
-    return blocks
+            oldest, corner = found
+            blocks.append(Block(group, start, stop, first, last, self.tiles[oldest].index, *corner, self.load))
+        return blocks
+
+    def _find(self, size: tuple[int, int], oldest: int) -> tuple[int, tuple[int, int]] | None:
+        """The first tile from `oldest` on with room for a rectangle, a new one if need be, and its corner there."""
+        for number in range(oldest, len(self.tiles)):
+            corner = self.tiles[number].fit(*size, self.limits)
+            if corner is not None:
+                return number, corner
+        if self.limits.tiles is not None and len(self.tiles) >= self.limits.tiles:
+            return None
+        self.tiles.append(_Tile(self._index(len(self.tiles))))
+        corner = self.tiles[-1].fit(*size, self.limits)
+        return None if corner is None else (len(self.tiles) - 1, corner)
 
 
 def place(shapes: Sequence[MatrixShape], limits: Limits) -> list[Placed]:
     """Cut and pack the layers in their order.
 
     With an unlimited number of tiles each layer gets tiles of its own; otherwise layers share tiles, and a
-    layer that finds no room opens the next load.
+    layer that finds no room opens the next load. One that is larger than the whole device goes on in further loads.
 
-    Raises ConfigError where the references leave no column, or a layer is larger than the whole device.
+    Raises ConfigError where the references leave no column.
     """
     if limits.usable_cols < 1:
         raise ConfigError(
             f"references: {limits.references} reference columns leave no column free in tiles of "
             f"{limits.cols}; reserve fewer, or set tiles.cols higher"
         )
-    placed: list[Placed] = []
-    open_tiles: list[_Tile] = []
-    load, next_tile = 0, 0
-    for shape in shapes:
-        if limits.tiles is None:
-            next_tile += len(open_tiles)
-            open_tiles = []
-        alone = not open_tiles
-        blocks = _pack_layer(shape, limits, open_tiles, next_tile)
-        if blocks is None and not alone:
-            load, open_tiles = load + 1, []
-            blocks = _pack_layer(shape, limits, open_tiles, 0)
-        if blocks is None:  # cuts at whole channels waste rows, which may be all that is missing
-            open_tiles = []
-            blocks = _pack_layer(replace(shape, row_unit=1), limits, open_tiles, 0)
-        if blocks is None:
-            raise ConfigError(_too_large(shape, limits))
-        placed.append(Placed(shape, load, tuple(blocks)))
-    return placed
+    packer = _Packer(limits)
+    return [Placed(shape, tuple(_place_layer(shape, packer))) for shape in shapes]
 
 
-def _too_large(shape: MatrixShape, limits: Limits) -> str:
-    groups = f"{shape.groups} x " if shape.groups > 1 else ""
-    rows = "unlimited" if limits.rows is None else limits.rows
-    cols = "unlimited" if limits.cols is None else limits.cols
-    return (
-        f"layer {shape.name}: its matrix ({groups}{shape.rows} x {shape.cols}) is larger than the whole device "
-        f"({limits.tiles} tiles of {rows} x {cols}, {limits.references} reference columns each); "
-        f'keep it digital with `host: ["{shape.name}"]`, or use a device with more tiles'
-    )
+def _place_layer(shape: MatrixShape, packer: _Packer) -> list[Block]:
+    if packer.limits.tiles is None:
+        packer.close_tiles()
+    others = len(packer.tiles)
+    blocks = packer.pack(shape)
+    if blocks is None and others:
+        del packer.tiles[others:]
+        packer.open_load()
+        blocks = packer.pack(shape)
+    if blocks is None:  # cuts at whole channels waste rows, which may be all that is missing
+        packer.tiles = []
+        blocks = packer.pack(replace(shape, row_unit=1))
+    if blocks is None:
+        packer.tiles = []
+        blocks = packer.pack(shape, over_loads=True)
+    assert blocks is not None  # a block is no larger than a tile
+    return blocks

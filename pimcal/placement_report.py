@@ -13,7 +13,8 @@ from pimcal.tile_array import TileArray
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
-    """One row. `matrix` is groups x rows x columns; `mvms` are products for one input, None until one was seen."""
+    """One row. `matrix` is groups x rows x columns; `loads` are the turns on the device that the layer takes part in,
+    counted from 0; `mvms` are products for one input, None until one was seen."""
 
     name: str
     kind: str
@@ -21,7 +22,7 @@ class LayerPlacement:
     tiles: tuple[int, ...] = ()
     blocks: int = 0
     cells: int = 0
-    load: int = 0
+    loads: tuple[int, ...] = ()
     mvms: int | None = None
     reason: str = ""
 
@@ -65,22 +66,24 @@ class Placement:
         return {**asdict(self), "mvms": self.mvms}
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "matrix", "tiles", "cells", "MVMs/input", "")]
-        rows += [_cells(row) for row in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(7)]
+        streamed = self.loads > 1
+        rows = [("layer", "kind", "matrix", "tiles", *(["turns"] if streamed else []), "cells", "MVMs/input", "")]
+        rows += [_cells(row, streamed) for row in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         turns = f", in {self.loads} turns" if self.loads > 1 else ""
         lines.append(f"{self.tiles} tiles, {self.cells} cells used{turns}")
         return "\n".join([*lines, *self.notes])
 
 
-def _cells(row: LayerPlacement) -> tuple[str, str, str, str, str, str, str]:
+def _cells(row: LayerPlacement, streamed: bool) -> tuple[str, ...]:
+    turns = [_ranges(row.loads)] if streamed else []
     if not row.on_device:
-        return (row.name, row.kind, "", "", "", "", f"host: {row.reason}")
+        return (row.name, row.kind, "", "", *turns, "", "", f"host: {row.reason}")
     groups, rows, cols = row.matrix or (0, 0, 0)
     matrix = f"{groups} x {rows} x {cols}" if groups > 1 else f"{rows} x {cols}"
     mvms = "" if row.mvms is None else str(row.mvms)
-    return (row.name, row.kind, matrix, _ranges(row.tiles), str(row.cells), mvms, "")
+    return (row.name, row.kind, matrix, _ranges(row.tiles), *turns, str(row.cells), mvms, "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -109,7 +112,7 @@ def report(
         rows.append(
             LayerPlacement(
                 candidate.name, kind, (shape.groups, shape.rows, shape.cols), spot.tiles, len(spot.blocks),
-                spot.cells, spot.load,
+                spot.cells, spot.loads,
             )
         )  # fmt: skip
     notes = tuple(f"host pattern '{p}' matches no layer of this model" for p in unmatched(candidates, host))

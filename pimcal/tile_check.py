@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 from pimcal.errors import ConfigError, DataError, UsageError
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pimcal.backend import Capabilities
+    from pimcal.patches import TilePart
 
 
 class Tiles(Protocol):
@@ -74,6 +76,26 @@ def check_inputs(tile: int, rows: int | None, inputs: Tensor) -> None:
         raise UsageError(
             f"tile {tile} was programmed with {rows} rows, so inputs must be [n, {rows}], not {list(inputs.shape)}"
         )
+
+
+def check_part(tile: int, shape: tuple[int, int] | None, part: TilePart) -> None:
+    """Refuse a part that lies outside of what was programmed, `shape`; None where nothing was.
+
+    Raises:
+        UsageError: the tile was never programmed, or has no such rows or columns.
+    """
+    if shape is None:
+        raise unprogrammed(tile)
+    rows, cols = shape
+    inside = 0 <= part.first_row < part.first_row + part.rows <= rows
+    if not (inside and 0 <= part.first_col < part.first_col + part.cols <= cols):
+        raise UsageError(f"tile {tile} was programmed with {rows} x {cols} weights, which {part} does not lie within")
+
+
+def check_advance(seconds: float) -> None:
+    """Raise UsageError for what is no time that can pass."""
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise UsageError(f"simulated time cannot advance by {seconds} s; give a number >= 0")
 
 
 def private_columns(weights: Tensor) -> Tensor:

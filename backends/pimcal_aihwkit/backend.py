@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.draws import key_of, mix
-from pimcal.errors import ConfigError, DataError, UsageError
-from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
+from pimcal.errors import ConfigError, DataError
+from pimcal.tile_check import Tiles, check_advance, check_inputs, check_weights, private_columns, unprogrammed
 from pimcal_aihwkit.conductance import Coefficients, Conductances
 from pimcal_aihwkit.config import Setup, build
 from pimcal_aihwkit.installation import check_pair
@@ -21,6 +21,8 @@ from pimcal_aihwkit.tiles import OwnTile, TileProducts, Vectorised
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pimcal.patches import Patches, TilePart
 
 _CPP_PART_ELEMENTS = 1 << 17  # inputs that the C++ tile gets at a time
 _PROGRAM, _READ, _PRODUCT = 1, 2, 3  # what a draw is for: the second part of every key
@@ -60,6 +62,7 @@ class Aihwkit(Backend):
             effective_weights=setup.io is None and setup.input_range is None,
             readable_rows=_readable_rows(setup),
             drift_compensation=setup.drift_compensation,
+            patches=settings.tile == "cpp" and setup.io is not None,
         )
         self._seed = settings.seed
         self._tiles: dict[int, _Tile] = {}
@@ -93,26 +96,41 @@ class Aihwkit(Backend):
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         held = self._tiles.get(tile)
         check_inputs(tile, None if held is None else held.programmed.shape[1], inputs)
-        held = self._held(tile)
-        limit = self._setup.input_range
-        if limit is not None:
-            inputs = inputs.clamp(-limit, limit) / limit
+        held, inputs = self._held(tile), self._in_range(inputs)
         if held.products is None:
             outputs = inputs @ self._now(tile, held).t()
         else:
-            self._now(tile, held)
-            held.calls += 1
-            key = mix(self._key(_PRODUCT, tile, self._batch) ^ held.calls)
-            outputs = held.products.matmul(inputs, key)
-        if self._setup.scaling == "none" and limit is None:
-            return outputs
-        return outputs * (held.scales if limit is None else held.scales * limit)
+            outputs = held.products.matmul(inputs, self._next_product(tile, held))
+        return self._scaled(held, outputs)
+
+    def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
+        if not self._capabilities.patches:
+            return super().matmul_patches(tile, patches, part)
+        held = self._held(tile)
+        assert isinstance(held.products, OwnTile)  # as the capabilities say
+        patches = replace(patches, maps=self._in_range(patches.maps))
+        return self._scaled(held, held.products.matmul_patches(patches, self._next_product(tile, held)))
+
+    def _in_range(self, inputs: Tensor) -> Tensor:
+        limit = self._setup.input_range
+        return inputs if limit is None else inputs.clamp(-limit, limit) / limit
+
+    def _next_product(self, tile: int, held: _Tile) -> int:
+        """The key of a tile's next product, its weights being as they are now."""
+        self._now(tile, held)
+        held.calls += 1
+        return mix(self._key(_PRODUCT, tile, self._batch) ^ held.calls)
+
+    def _scaled(self, held: _Tile, outputs: Tensor) -> Tensor:
+        if held.products is not None and self._setup.scaling != "none":
+            outputs = outputs * held.scales
+        return outputs if self._setup.input_range is None else outputs * self._setup.input_range
 
     def effective_weights(self, tile: int) -> Tensor:
         if not self._capabilities.effective_weights:
             return super().effective_weights(tile)
         held = self._held(tile)
-        return (self._now(tile, held) * held.scales[:, None]).t()
+        return self._now(tile, held).t()
 
     def new_batch(self) -> None:
         self._batch += 1
@@ -120,8 +138,7 @@ class Aihwkit(Backend):
             held.calls = 0
 
     def advance(self, seconds: float) -> None:
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise UsageError(f"simulated time cannot advance by {seconds} s; give a number >= 0")
+        check_advance(seconds)
         self._time_s += seconds
         if seconds:
             self._forget()
@@ -191,10 +208,13 @@ class Aihwkit(Backend):
         return held
 
     def _now(self, tile: int, held: _Tile) -> Tensor:
-        """The tile's weights at present [cols, rows], in units of the array."""
+        """The tile's weights at present [cols, rows]: in units of the array where it has converters, else in those of
+        the weights."""
         if held.now is None:
             with torch.inference_mode(False):
                 held.now = self._aged(tile, held).to(self._torch_device)
+                if held.products is None:
+                    held.now = held.now * held.scales[:, None]
             if held.products is not None:
                 held.products.set_weights(held.now)
         return held.now

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ import torch
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.draws import Draws, key_of, mix
-from pimcal.errors import UsageError
-from pimcal.tile_check import Tiles, check_inputs, check_weights, private_columns, unprogrammed
+from pimcal.tile_check import Tiles, check_advance, check_inputs, check_weights, private_columns, unprogrammed
 from pimcal_gaussian.drift import RandomWalk, eta0_ratio, temperature_c
 from pimcal_gaussian.settings import GaussianSettings, TemperatureDrift
 
@@ -85,8 +83,7 @@ class Gaussian(Backend):
         self._batch += 1
 
     def advance(self, seconds: float) -> None:
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise UsageError(f"simulated time cannot advance by {seconds} s; give a number >= 0")
+        check_advance(seconds)
         self._set_time(self._time_s + seconds)
 
     def telemetry(self) -> dict[str, float]:

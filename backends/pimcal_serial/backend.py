@@ -10,11 +10,13 @@ import torch
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import ConfigError, DataError
-from pimcal.tile_check import Tiles, check_inputs, check_weights
+from pimcal.patches import Patches, TilePart
+from pimcal.tile_check import Tiles, check_inputs, check_part, check_weights
 from pimcal_serial.connection import Connection
 from pimcal_serial.driver import Driver
-from pimcal_serial.inputs import Int8s
-from pimcal_serial.messages import BoardInfo
+from pimcal_serial.gather import Overlapping
+from pimcal_serial.inputs import Int8s, Int32s
+from pimcal_serial.messages import BoardInfo, Capability
 from pimcal_serial.settings import SerialSettings
 
 if TYPE_CHECKING:
@@ -46,14 +48,31 @@ class Serial(Backend):
         return self._capabilities
 
     def program(self, tile: int, weights: Tensor) -> None:
+        self._driver.program(tile, self._checked(tile, weights))
+
+    def program_ahead(self, tile: int, weights: Tensor) -> None:
+        self._driver.program_ahead(tile, self._checked(tile, weights))
+
+    def _checked(self, tile: int, weights: Tensor) -> Int8s:
         check_weights(self._capabilities, tile, weights)
-        self._driver.program(tile, _codes(f"tile {tile}: weights", weights))
+        return _codes(f"tile {tile}: weights", weights)
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
         shape = self._driver.shape(tile)
         check_inputs(tile, None if shape is None else shape[0], inputs)
-        outputs = self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs))
-        return torch.from_numpy(outputs).to(inputs.dtype)
+        return _outputs(self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs)), inputs)
+
+    def matmul_part(self, tile: int, inputs: Tensor, part: TilePart) -> Tensor:
+        check_part(tile, self._driver.shape(tile), part)
+        return _outputs(self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs), part), inputs)
+
+    def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
+        if not self._capabilities.patches:
+            return super().matmul_patches(tile, patches, part)
+        check_part(tile, self._driver.shape(tile), part)
+        maps = _codes(f"tile {tile}: inputs", patches.maps)
+        overlapping = Overlapping(maps, patches.rows, patches.positions)
+        return _outputs(self._driver.multiply_patches(tile, overlapping, part), patches.maps)
 
     def telemetry(self) -> dict[str, float]:
         """The board's readings, and what its link has done since it was opened."""
@@ -93,9 +112,15 @@ def _capabilities(board: BoardInfo, tiles: Tiles) -> Capabilities:
         input_bits=board.input_bits,
         output_bits=board.output_bits or None,
         weight_unit="full_scale",
+        parts=True,
+        patches=Capability.INPUT_BUFFER in board.capabilities,
         firmware=board.firmware,
         mvm_s=board.mvm_ns / 1e9 if board.mvm_ns else None,
     )
+
+
+def _outputs(products: Int32s, like: Tensor) -> Tensor:
+    return torch.from_numpy(products).to(like.dtype)
 
 
 def _codes(what: str, values: Tensor) -> Int8s:

@@ -5,56 +5,52 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from random import Random, SystemRandom
 from typing import TypeVar
 
 import numpy as np
 
 from pimcal.errors import DataError, DeviceUnavailableError
+from pimcal.patches import TilePart
 from pimcal_serial.frames import MessageType, PayloadError
-from pimcal_serial.inputs import InputFormat, Int8s, Int32s, OutputFormat, output_size
-from pimcal_serial.messages import Mvm, MvmResult, Program, ProgramResult, Readback, ReadbackResult, Readings
-from pimcal_serial.products import (
-    input_format,
-    largest,
-    output_format,
-    program_rows,
-    readback_rows,
-    spans,
-    vector_sizes,
-)
-from pimcal_serial.session import BoardRestartedError, RefusedError, Request, Session
+from pimcal_serial.gather import Overlapping, bands
+from pimcal_serial.inputs import Int8s, Int32s
+from pimcal_serial.messages import Readback, ReadbackResult, Readings
+from pimcal_serial.products import input_format, largest, output_format, readback_rows
+from pimcal_serial.session import BoardRestartedError, Request, Session
+from pimcal_serial.streams import LARGEST_STEP, ClippedError, Job, Product, Products, Range, exchange, program_jobs
 
 logger = logging.getLogger("pimcal.serial")
 
 T = TypeVar("T")
 
 _MOST_RESTARTS = 10  # of the board during one operation
-_LARGEST_STEP = 2**24
 _SAMPLE = 256  # vectors that the first step is estimated from
 _HEADROOM = 1.1  # of the first step over the largest exact product: the array errs
-_SATURATED_SHARE = 1e-3  # of the outputs that may be clipped before the step is doubled
 
 
 @dataclass(slots=True)
 class _Held:
-    """A tile's weights as they were sent, and how its outputs travel."""
+    """A tile's weights as they were sent, and how the outputs of its parts travel."""
 
     weights: Int8s
-    step: int | None = None
-    form: OutputFormat | None = None
+    ranges: dict[TilePart, Range] = field(default_factory=dict)
 
 
 class Driver:
     """A board's tiles. After a restart of the board the weights are programmed again."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, random: Random | None = None) -> None:
         self.session = session
+        self._random = random or SystemRandom()  # for ids of programmings, which are to differ from anybody's before
+        self._products = Products(session)
         self._held: dict[int, _Held] = {}
-        self._stale = False
-        self._programmings: dict[int, int] = {}  # the last programming's id, by tile
+        self._stale = False  # the board has lost its weights
+        self._ahead = deque[Job]()  # what is still to be sent of tiles that are programmed ahead
+        self._unfinished = set[int]()  # tiles of which not everything is known to be there
 
     def shape(self, tile: int) -> tuple[int, int] | None:
         """Rows and columns of what was programmed, None where nothing was."""
@@ -63,31 +59,39 @@ class Driver:
 
     def program(self, tile: int, weights: Int8s) -> None:
         """Write `weights` [rows, cols] to a tile. Raises DataError for codes that the board does not have."""
-        _check_codes(f"tile {tile}: weights", weights, self.session.info.weight_bits)
-        self._held.pop(tile, None)
-        self._surviving(lambda: self._write(tile, weights))
-        self._held[tile] = _Held(weights)
+        self._hold(tile, weights)
+        self._surviving(lambda: self._finish(tile))
+
+    def program_ahead(self, tile: int, weights: Int8s) -> None:
+        """Write `weights` to a tile between the products of others, and at the latest when it is used."""
+        self._hold(tile, weights)
+
+        def note(missing: int) -> None:
+            if not missing:
+                self._unfinished.discard(tile)
+
+        self._ahead.extend(program_jobs(self.session.info, tile, self._new_id(), weights, note))
 
     def adopt(self, tile: int) -> None:
         """Take over what somebody else has programmed. Raises RefusedError where the tile holds nothing."""
         self._held[tile] = _Held(self.readback(tile))
 
-    def multiply(self, tile: int, inputs: Int8s) -> Int32s:
-        """`inputs` [n, rows] times a programmed tile: [n, cols], in product units (converter's codes times step)."""
+    def multiply(self, tile: int, inputs: Int8s, part: TilePart | None = None) -> Int32s:
+        """`inputs` [n, part.rows] times a part of a programmed tile, all of it if left out: [n, part.cols], in product
+        units (converter's codes times step)."""
         _check_codes(f"tile {tile}: inputs", inputs, self.session.info.input_bits)
-        held = self._held[tile]
-        self._plan(held, inputs)
-        outputs = np.empty((len(inputs), held.weights.shape[1]), np.int32)
+        product = self._product(tile, part, len(inputs), lambda count: inputs[:: max(1, len(inputs) // count)])
         form = input_format(self.session.info, inputs)
-        done = 0
+        return self._multiplied(product, lambda: self._products.of_vectors(product, inputs, form))
 
-        def go_on() -> None:
-            nonlocal done
-            while done < len(inputs):
-                done = self._run(tile, held, inputs, form, outputs, done)
-
-        self._surviving(go_on)
-        return outputs
+    def multiply_patches(self, tile: int, patches: Overlapping, part: TilePart) -> Int32s:
+        """As `multiply` of the patches' vectors, which the board gathers from its buffer where that can be done."""
+        pieces = bands(self.session.info, patches)
+        if pieces is None:
+            return self.multiply(tile, patches.vectors(), part)
+        _check_codes(f"tile {tile}: inputs", patches.maps, self.session.info.input_bits)
+        product = self._product(tile, part, len(patches), patches.sample)
+        return self._multiplied(product, lambda: self._products.of_patches(product, patches, pieces))
 
     def readback(self, tile: int) -> Int8s:
         """The weights that the board holds, [rows, cols]. Raises RefusedError where it holds none."""
@@ -117,36 +121,42 @@ class Driver:
     def _write_all(self) -> None:
         if self._held:
             logger.warning("the board has restarted; %d tiles are programmed again", len(self._held))
-        for tile, held in self._held.items():
-            self._write(tile, held.weights)
+        for tile in self._held:
+            self._unfinished.add(tile)
+            self._finish(tile)
         self._stale = False
 
     # weights
 
-    def _write(self, tile: int, weights: Int8s) -> None:
-        rows, cols = weights.shape
-        number = self._next_programming(tile, weights)
-        count = program_rows(self.session.info, cols)
-        parts = (Program(rows, first, number, weights[first : first + count]) for first in range(0, rows, count))
-        requests = (Request(MessageType.PROGRAM, part.encode(), tile, answer_bytes=2) for part in parts)
-        missing = [ProgramResult.decode(payload).missing for payload in self.session.request_many(requests)]
+    def _hold(self, tile: int, weights: Int8s) -> None:
+        _check_codes(f"tile {tile}: weights", weights, self.session.info.weight_bits)
+        self._held[tile] = _Held(weights)
+        self._unfinished.add(tile)
+        self._ahead = deque(job for job in self._ahead if job.request.tile != tile)
+
+    def _finish(self, tile: int) -> None:
+        """Write a tile unless all of it is there."""
+        if tile not in self._unfinished:
+            return
+        self._ahead = deque(job for job in self._ahead if job.request.tile != tile)
+        missing: list[int] = []
+        exchange(
+            self.session,
+            program_jobs(self.session.info, tile, self._new_id(), self._held[tile].weights, missing.append),
+        )
         if min(missing):
             self.session.hello()  # it may have restarted in between
             raise DeviceUnavailableError(
                 f"tile {tile} lacks {min(missing)} rows after programming; update its firmware"
             )
+        self._unfinished.discard(tile)
 
-    def _next_programming(self, tile: int, weights: Int8s) -> int:
-        """An id that differs from that of the tile's last programming, even if somebody else did that."""
-        if tile not in self._programmings:
-            marker = Program(weights.shape[0], 0, 0, weights[:1])
-            with suppress(RefusedError):  # another shape under this id: then it was the last one's
-                self.session.request(Request(MessageType.PROGRAM, marker.encode(), tile, answer_bytes=2))
-        number = (self._programmings.get(tile, 0) + 1) % 256
-        self._programmings[tile] = number
-        return number
+    def _new_id(self) -> int:
+        return self._random.getrandbits(32)
 
     def _read_back(self, tile: int) -> Int8s:
+        if tile in self._held:
+            self._finish(tile)
         rows, cols = self._asked_shape(tile)
         count = readback_rows(self.session.info, cols)
         parts = [(first, min(count, rows - first)) for first in range(0, rows, count)]
@@ -161,62 +171,51 @@ class Driver:
 
     # products
 
-    def _plan(self, held: _Held, inputs: Int8s) -> None:
-        """Choose how outputs travel, and for a board with an output converter the first step."""
+    def _product(self, tile: int, part: TilePart | None, vectors: int, sample: Callable[[int], Int8s]) -> Product:
+        """A product of which nothing is done; a part's first one chooses how its outputs travel."""
+        held = self._held[tile]
+        part = part or TilePart(0, held.weights.shape[0], 0, held.weights.shape[1])
+        chosen = held.ranges.get(part)
+        if chosen is None and vectors:
+            chosen = self._first_range(_weights_of(held.weights, part), sample(_SAMPLE))
+            if chosen is not None:
+                held.ranges[part] = chosen
+        return Product(tile, part, chosen or Range(), np.empty((vectors, part.cols), np.int32))
+
+    def _first_range(self, weights: Int8s, inputs: Int8s) -> Range | None:
+        """For an output converter the step with which an exact array's largest product just fits; None where inputs of
+        nothing but zeros do not tell."""
         board = self.session.info
-        if held.form is None:
-            bound = int(np.abs(held.weights.astype(np.int64)).sum(0).max()) * largest(board.input_bits)
-            held.form = output_format(board, bound)
-        if held.step is None and (not board.output_bits or inputs.any()):
-            held.step = _first_step(held.weights, inputs, board.output_bits) if board.output_bits else 1
+        bound = int(np.abs(weights.astype(np.int64)).sum(0).max()) * largest(board.input_bits)
+        form = output_format(board, bound)
+        if not board.output_bits:
+            return Range(form)
+        peak = float(np.abs(inputs.astype(np.float32) @ weights.astype(np.float32)).max())
+        step = math.ceil(_HEADROOM * peak / largest(board.output_bits))
+        return Range(form, min(LARGEST_STEP, step)) if step else None
 
-    def _run(self, tile: int, held: _Held, inputs: Int8s, form: InputFormat, outputs: Int32s, done: int) -> int:
-        """Products from vector `done` on, until all are there or too many are clipped; returns how many are done."""
-        board, cols = self.session.info, held.weights.shape[1]
-        output_form, step = held.form or OutputFormat.INT32, held.step or 1
-        cuts = deque[tuple[int, int]]()  # of the requests under way
-        sizes = vector_sizes(inputs[done:], form)
+    def _multiplied(self, product: Product, jobs: Callable[[], Iterator[Job]]) -> Int32s:
+        """The outputs; `jobs` go on with the first vector that is not done."""
 
-        def requests() -> Iterator[Request]:
-            for first, last in spans(board, sizes, cols, output_form, lambda: self.session.best_payload):
-                cuts.append((done + first, done + last))
-                yield self._request(tile, inputs[slice(*cuts[-1])], form, output_form, step, cols)
+        def go_on() -> None:
+            self._finish(product.tile)
+            while product.done < len(product.outputs):
+                with suppress(ClippedError):
+                    exchange(self.session, self._with_programming(jobs()))
 
-        for payload in self.session.request_many(requests()):
-            first, last = cuts.popleft()
-            result = MvmResult.decode(payload, last - first, cols, output_form, board.output_bits)
-            if self._clips_too_much(held, result):
-                return first
-            np.multiply(result.outputs, step, out=outputs[first:last])
-        return len(inputs)
+        self._surviving(go_on)
+        return product.outputs
 
-    def _request(
-        self, tile: int, vectors: Int8s, form: InputFormat, output_form: OutputFormat, step: int, cols: int
-    ) -> Request:
-        answer_bytes = 4 + output_size(len(vectors), cols, output_form, self.session.info.output_bits)
-        return Request(MessageType.MVM, Mvm(vectors, form, output_form, step).encode(), tile, answer_bytes)
-
-    def _clips_too_much(self, held: _Held, result: MvmResult) -> bool:
-        """Whether a wider format or a larger step is needed; takes it."""
-        if not result.saturated:
-            return False
-        if not self.session.info.output_bits:
-            if held.form == OutputFormat.INT32:
-                return False
-            held.form = OutputFormat.INT32
-            return True
-        step = held.step or 1
-        if result.saturated <= _SATURATED_SHARE * result.outputs.size or step >= _LARGEST_STEP:
-            return False
-        held.step = min(2 * step, _LARGEST_STEP)
-        return True
+    def _with_programming(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Behind each job a piece of what is programmed ahead."""
+        for job in jobs:
+            yield job
+            if self._ahead:
+                yield self._ahead.popleft()
 
 
-def _first_step(weights: Int8s, inputs: Int8s, output_bits: int) -> int:
-    """The step with which an exact array's largest product just fits the converter."""
-    sample = inputs[:: max(1, len(inputs) // _SAMPLE)].astype(np.float32)
-    peak = float(np.abs(sample @ weights.astype(np.float32)).max())
-    return min(_LARGEST_STEP, max(1, math.ceil(_HEADROOM * peak / largest(output_bits))))
+def _weights_of(weights: Int8s, part: TilePart) -> Int8s:
+    return weights[part.first_row : part.first_row + part.rows, part.first_col : part.first_col + part.cols]
 
 
 def _check_codes(what: str, codes: Int8s, bits: int) -> None:

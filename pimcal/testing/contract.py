@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import PimcalError
+from pimcal.patches import Loop, Patches, TilePart
 from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
 
@@ -151,6 +152,45 @@ class BackendContract(ABC):
         backend.new_batch()
         outputs = backend.matmul(0, inputs.t().contiguous().t())
         assert relative_error(outputs, inputs @ weights) <= self.relative_error
+
+    def test_a_part_of_a_tile_multiplies_like_the_tile_with_zeros_elsewhere(self, backend: Backend) -> None:
+        device = backend.capabilities
+        weights = weights_for(device)
+        inputs = inputs_for(device, len(weights))
+        rows, cols = weights.shape
+        if rows < 3 or cols < 2:
+            pytest.skip("its tiles have no parts")
+        part = TilePart(1, rows - 2, 1, cols - 1)
+        backend.program(0, weights)
+        backend.new_batch()
+        if not device.parts:
+            with pytest.raises(NotImplementedError):
+                backend.matmul_part(0, inputs, part)
+            return
+        driven = inputs.clone()
+        driven[:, :1] = driven[:, -1:] = 0
+        outputs = backend.matmul_part(0, inputs[:, 1:-1], part)
+        assert outputs.shape == (len(inputs), cols - 1)
+        assert relative_error(outputs, (driven @ weights)[:, 1:]) <= self.relative_error
+        with pytest.raises(PimcalError):
+            backend.matmul_part(0, inputs, TilePart(1, rows, 0, cols))
+
+    def test_patches_multiply_like_the_vectors_that_they_name(self, backend: Backend) -> None:
+        device = backend.capabilities
+        if device.rows is not None and device.rows < 12:
+            pytest.skip("its tiles are smaller than a patch")
+        weights = weights_for(device, 12)
+        backend.program(0, weights)
+        backend.new_batch()
+        maps = inputs_for(device, 7 * 6 * 2, count=3)  # 7 x 6 pixels of 2 channels, under a kernel of 3 x 2
+        patches = Patches(maps, (Loop(2, 1), Loop(3, 12), Loop(2, 2)), (Loop(3, 24), Loop(5, 2)))
+        part = TilePart(0, weights.shape[0], 0, weights.shape[1])
+        if not device.patches:
+            with pytest.raises(NotImplementedError):
+                backend.matmul_patches(0, patches, part)
+            return
+        outputs = backend.matmul_patches(0, patches, part)
+        assert relative_error(outputs, patches.vectors() @ weights) <= self.relative_error
 
     def test_effective_weights_agree_with_the_products(self, backend: Backend) -> None:
         weights = weights_for(backend.capabilities)

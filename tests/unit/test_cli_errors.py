@@ -161,12 +161,6 @@ def test_device_that_is_lost_on_the_way_leaves_no_record(lab, pimcal_run, own_re
     assert [path.name for path in Path().iterdir()] == ["mine.yaml"]
 
 
-def test_matrix_larger_than_the_whole_device_is_refused(lab, pimcal_run):
-    tiles = ("-O", "tiles.rows=8", "-O", "tiles.cols=8", "-O", "tiles.count=3")
-    said = refused(pimcal_run("evaluate", *lab.on(), *tiles), 78)
-    assert "layer 3: its matrix (72 x 8) is larger than the whole device (3 tiles of 8 x 8" in said
-
-
 # models and weights
 
 

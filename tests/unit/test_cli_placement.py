@@ -51,7 +51,7 @@ def test_people_get_a_table_and_the_sum(lab, pimcal_run):
         (("--input-shape", "1,-6,6"), 2, "is no shape"),
         (("--input-shape", "0,6,6"), 2, "is no shape"),
         (("--input-shape", ""), 2, "is no shape"),
-        (("-O", "tiles.rows=4", "-O", "tiles.cols=4", "-O", "tiles.count=2"), 78, "larger than the whole device"),
+        (("-O", "tiles.cols=1", "-O", "references.offset=1"), 78, "no column is left for weights"),
         (("-O", 'host=["*"]'), 78, "every layer of the model stays on the host"),
     ],
 )
@@ -61,15 +61,16 @@ def test_what_cannot_be_placed_is_refused(lab, pimcal_run, options, code, said):
     assert said in done.err
 
 
-def test_remedy_for_a_layer_that_is_too_large_works(lab, pimcal_run):
-    small = ["-O", "tiles.rows=9", "-O", "tiles.cols=8", "-O", "tiles.count=1"]
-    remedies = []
-    for _ in range(4):
-        done = pimcal_run("placement", *lab.on("ideal", data=False), *small, "-O", f"host=[{', '.join(remedies)}]")
-        if done.code == 0:
-            break
-        remedies.append(done.err.partition("`host: [")[2].partition("]`")[0])
-    assert remedies == ['"3"', '"6"', '"11"']
+def test_turns_are_shown_where_the_network_does_not_fit(lab, pimcal_run):
+    small = ["-O", "tiles.rows=36", "-O", "tiles.cols=8", "-O", "tiles.count=1"]
+    done = pimcal_run("placement", *lab.on("ideal", data=False), *small)
+    head, *rows, last = done.out.splitlines()
+    assert head.split() == ["layer", "kind", "matrix", "tiles", "turns", "cells", "MVMs/input"]
+    turns = [row.split()[6] for row in rows]  # behind name, kind, rows x columns and tiles
+    assert turns == ["0", "1-2", "3-4", "5"]  # the last one's halves stand side by side
+    assert last == "1 tiles, 1512 cells used, in 6 turns"
+    found = pimcal_run("placement", *lab.on("ideal", data=False), *small, "--json").json
+    assert [row["loads"] for row in found["layers"]] == [[0], [1, 2], [3, 4], [5]]
 
 
 def test_input_shape_and_data_exclude_one_another(lab, pimcal_run):

@@ -317,14 +317,6 @@ def test_a_model_that_stays_on_the_host_as_a_whole_is_refused_with_the_reasons(o
         pimcal.deploy(nn.Sequential(nn.Linear(2, 2)), open_backend("ideal", {"host": ["*"]}))
 
 
-def test_a_layer_larger_than_the_device_is_refused(open_backend):
-    device = open_backend("ideal", {"tiles.count": 1, "tiles.rows": 18, "tiles.cols": 4})
-
-    with pytest.raises(ConfigError, match=r'layer 7: its matrix \(36 x 3\).*host: \["7"\]') as caught:
-        pimcal.deploy(cnn(), device)
-    assert caught.value.exit_code == 78
-
-
 def test_a_lazy_model_is_refused(open_backend):
     with pytest.raises(UsageError, match=r"0\.weight is lazy"):
         pimcal.deploy(nn.Sequential(nn.LazyLinear(3)), open_backend("ideal"))

@@ -30,7 +30,7 @@ LINEAR = {"kind": "linear", "rate_per_s": 0.01}
 class Fading(Ideal):
     """Every product shrinks with time as (1 + t)^-(0.1 + tile / 100): no other error."""
 
-    def __init__(self, settings: Any, tiles: Any, **changed: Any) -> None:
+    def __init__(self, settings: Any, tiles: Any, /, **changed: Any) -> None:
         super().__init__(settings, tiles)
         self.changed = {"simulated_clock": True, "effective_weights": False, **changed}
         self.time_s = 0.0
@@ -412,7 +412,14 @@ def test_a_real_device_has_no_state_to_save_and_keeps_its_gains() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"tiles.count": 1, "tiles.rows": 36, "tiles.cols": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tiles.count": 1, "tiles.rows": 36, "tiles.cols": 6},
+        {"tiles.count": 2, "tiles.rows": 9, "tiles.cols": 3},
+    ],
+)
 def test_a_deployed_network_is_restored_with_its_compensation(options: dict[str, Any]) -> None:
     model, x = cnn().eval(), torch.randn(4, 2, 6, 6)
     noise = {"device.drift": LINEAR, "device.eta0": 0.3, **options}
@@ -448,5 +455,36 @@ def test_a_network_is_brought_back_on_both_paths_with_grouped_convolutions_and_p
         device.watch_drift()
         device.advance(999.0)
         assert not torch.allclose(net(x), model(x), atol=1e-2)
+        device.compensate_drift()
+        torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Ageing(Fading):
+    """A tile fades from when it was programmed."""
+
+    def __init__(self, settings: Any, tiles: Any, /, **changed: Any) -> None:
+        super().__init__(settings, tiles, **changed)
+        self.programmed_s: dict[int, float] = {}
+
+    def program(self, tile: int, weights: Tensor) -> None:
+        super().program(tile, weights)
+        self.programmed_s[tile] = self.time_s
+
+    def factor(self, tile: int) -> float:
+        return float((1 + self.time_s - self.programmed_s[tile]) ** -0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("effective", [True, False])
+def test_a_streamed_network_has_gains_for_what_has_aged_and_none_for_what_is_fresh(effective: bool) -> None:
+    model, x = cnn().eval(), torch.randn(4, 2, 6, 6)
+    profile = pimcal.load_profile("ideal")
+    backend = Ageing(profile.settings, profile.tiles, effective_weights=effective, tiles=3, rows=9, cols=3)
+    device = Device(backend, profile)
+    net = pimcal.deploy(model, device)
+    assert net.placement.loads > 1
+    device.watch_drift()
+    for _ in range(2):
+        device.advance(999.0)
         device.compensate_drift()
         torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)

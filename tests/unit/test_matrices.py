@@ -1,4 +1,4 @@
-"""Layers as matrices: the four views of a product agree with torch's own layer."""
+"""Layers as matrices: the five views of a product agree with torch's own layer."""
 
 import pytest
 import torch
@@ -183,3 +183,32 @@ def test_a_layer_with_a_forward_of_its_own_is_told_apart():
     assert not inherits_forward(OwnKernel(2, 2, 1))
     assert not inherits_forward(patched)
     assert not inherits_forward(nn.Bilinear(2, 2, 2))
+
+
+@settings(deadline=None)
+@given(convolutions(), st.data())
+def test_overlapping_vectors_are_the_patches_without_copies(drawn, data):
+    layer, x = drawn
+    view = view_of(layer)
+    channels = view.rows // view.row_unit
+    first = data.draw(st.integers(0, channels - 1))
+    start, stop = first * view.row_unit, data.draw(st.integers(first + 1, channels)) * view.row_unit
+    group = data.draw(st.integers(0, view.groups - 1))
+    found = view.overlapping(x, group, start, stop)
+    if view.row_unit == 1:
+        assert found is None
+        return
+    expected = view.patches(x)[:, group, :, start:stop]
+    assert torch.equal(found.vectors(), expected.flatten(0, 1))
+    assert found.positions_per_map == expected.shape[1]
+
+
+def test_a_cut_within_a_channel_has_no_patches():
+    view, x = view_of(nn.Conv2d(2, 1, 3)), torch.randn(1, 2, 5, 5)
+    assert view.overlapping(x, 0, 0, 9) is not None
+    assert view.overlapping(x, 0, 0, 10) is None
+    assert view.overlapping(x, 0, 3, 18) is None
+
+
+def test_a_linear_layer_has_no_patches():
+    assert view_of(nn.Linear(3, 2)).overlapping(torch.randn(4, 3), 0, 0, 3) is None

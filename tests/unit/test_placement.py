@@ -30,17 +30,9 @@ LIMITS = st.builds(
 )
 
 
-def placed_or_too_large(shapes, limits):
-    try:
-        return place(shapes, limits)
-    except ConfigError as error:
-        assert "larger than the whole device" in str(error)
-        return []
-
-
 @given(SHAPES, LIMITS)
 def test_every_matrix_cell_is_held_exactly_once(shapes, limits):
-    for placed in placed_or_too_large(shapes, limits):
+    for placed in place(shapes, limits):
         shape = placed.shape
         cells = Counter(
             (block.group, row, col)
@@ -56,7 +48,7 @@ def test_every_matrix_cell_is_held_exactly_once(shapes, limits):
 @given(SHAPES, LIMITS)
 def test_blocks_of_one_load_never_overlap_and_stay_inside_their_tile(shapes, limits):
     taken = defaultdict(set)
-    for placed in placed_or_too_large(shapes, limits):
+    for placed in place(shapes, limits):
         for block in placed.blocks:
             bottom = block.tile_row + block.stop - block.start
             right = block.tile_col + block.last - block.first
@@ -64,13 +56,13 @@ def test_blocks_of_one_load_never_overlap_and_stay_inside_their_tile(shapes, lim
             assert limits.rows is None or bottom <= limits.rows
             assert limits.cols is None or right <= limits.cols - limits.references
             cells = {(r, c) for r in range(block.tile_row, bottom) for c in range(block.tile_col, right)}
-            assert not cells & taken[placed.load, block.tile]
-            taken[placed.load, block.tile] |= cells
+            assert not cells & taken[block.load, block.tile]
+            taken[block.load, block.tile] |= cells
 
 
 @given(SHAPES, LIMITS)
 def test_loads_follow_the_order_of_the_layers(shapes, limits):
-    loads = [placed.load for placed in placed_or_too_large(shapes, limits)]
+    loads = [block.load for placed in place(shapes, limits) for block in placed.blocks]
 
     assert loads == sorted(loads)
     assert set(loads) == set(range(len(set(loads))))
@@ -80,7 +72,7 @@ def test_loads_follow_the_order_of_the_layers(shapes, limits):
 def test_with_tiles_without_number_each_layer_has_its_own_and_all_fit_at_once(shapes, limits):
     placed = place(shapes, limits)
 
-    assert {p.load for p in placed} == {0}
+    assert {p.loads for p in placed} == {(0,)}
     tiles = [tile for p in placed for tile in p.tiles]
     assert tiles == list(range(len(tiles)))
 
@@ -128,7 +120,7 @@ def test_whole_channels_are_given_up_where_only_that_makes_a_layer_fit():
 def test_a_layer_that_opens_a_load_of_its_own_may_be_cut_inside_channels_too():
     first, second = place([MatrixShape("fc", 1, 6, 4), MatrixShape("conv", 2, 8, 4, row_unit=4)], Limits(3, 6, 4))
 
-    assert (first.load, second.load) == (0, 1)
+    assert (first.loads, second.loads) == ((0,), (1,))
     assert second.tiles == (0, 1, 2)
 
 
@@ -136,28 +128,49 @@ def test_layers_share_the_tiles_of_a_small_device():
     first, second = place([MatrixShape("a", 1, 4, 3), MatrixShape("b", 1, 4, 3)], Limits(1, 4, 6))
 
     assert first.tiles == second.tiles == (0,)
-    assert first.load == second.load == 0
+    assert first.loads == second.loads == (0,)
     assert second.blocks[0].tile_col == 3
 
 
 def test_a_network_larger_than_the_device_takes_turns():
     placed = place([MatrixShape("a", 1, 4, 4), MatrixShape("b", 1, 4, 4), MatrixShape("c", 1, 4, 4)], Limits(2, 4, 4))
 
-    assert [p.load for p in placed] == [0, 0, 1]
+    assert [p.loads for p in placed] == [(0,), (0,), (1,)]
 
 
-def test_a_layer_larger_than_the_whole_device_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r'fc: its matrix \(9 x 4\).*2 tiles of 4 x 4.*host: \["fc"\]') as caught:
-        place([MatrixShape("fc", 1, 9, 4)], Limits(2, 4, 4))
-    assert caught.value.exit_code == 78
+def test_a_layer_larger_than_the_whole_device_goes_on_in_further_loads():
+    before, large, after = place(
+        [MatrixShape("a", 1, 4, 4), MatrixShape("fc", 1, 18, 4), MatrixShape("b", 1, 4, 4)], Limits(2, 4, 4)
+    )
+
+    assert before.loads == (0,)
+    assert [(block.start, block.load, block.tile) for block in large.blocks] == [
+        (0, 1, 1), (4, 1, 0), (8, 2, 1), (12, 2, 0), (16, 3, 1)
+    ]  # fmt: skip
+    assert [(block.load, block.tile) for block in after.blocks] == [(3, 0)]
+
+
+def test_a_load_begins_with_the_tile_that_the_one_before_it_did_not_need():
+    first, second, third = place(
+        [MatrixShape("a", 1, 8, 4), MatrixShape("b", 1, 8, 4), MatrixShape("c", 1, 12, 4)], Limits(3, 4, 4)
+    )
+
+    assert [block.tile for placed in (first, second, third) for block in placed.blocks] == [0, 1, 2, 0, 1, 2, 0]
+    assert [placed.loads for placed in (first, second, third)] == [(0,), (1,), (2,)]
+
+
+@given(SHAPES, LIMITS)
+def test_a_layer_takes_several_loads_only_where_it_does_not_fit_an_empty_device(shapes, limits):
+    for placed in place(shapes, limits):
+        (alone,) = place([placed.shape], limits)
+        assert len(placed.loads) == len(alone.loads)
 
 
 def test_reference_columns_count_against_the_device():
     shapes = [MatrixShape("fc", 1, 4, 8)]
 
-    assert place(shapes, Limits(2, 4, 4))
-    with pytest.raises(ConfigError, match="1 reference columns each"):
-        place(shapes, Limits(2, 4, 4, references=1))
+    assert place(shapes, Limits(2, 4, 4))[0].loads == (0,)
+    assert place(shapes, Limits(2, 4, 4, references=1))[0].loads == (0, 1)
 
 
 def test_references_that_leave_no_column_are_refused():
