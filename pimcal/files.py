@@ -28,7 +28,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).replace(path)
         temporary = None
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:
@@ -72,7 +72,7 @@ def _made(folder: Path) -> Iterator[None]:
 def _move(files: list[Path], folder: Path) -> None:
     for file in files:
         file.replace(folder / file.name)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def check_writable(folder: Path) -> None:
@@ -92,7 +92,8 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk know which files are in `folder`. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import typer
 from pimcal.cli.options import Json, Overrides
 from pimcal.cli.output import note, print_json, print_table
 from pimcal.errors import ConfigError, DataError, UsageError
+from pimcal_serial.firmware_commands import firmware
+from pimcal_serial.trace_commands import trace as show_trace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +28,16 @@ board = typer.Typer(no_args_is_help=True, help="Look at a board on a serial port
 
 Port = Annotated[
     str | None,
-    typer.Option("--port", metavar="PORT", help="/dev/..., usb:SERIAL, socket://host:port, rfc2217://..., sim:"),
+    typer.Option(
+        "--port", metavar="PORT", help="/dev/..., usb:SERIAL, socket://host:port, rfc2217://..., sim:, replay:FILE"
+    ),
 ]
 Baud = Annotated[int | None, typer.Option("--baud", min=1, help="Line rate in bit/s; left out: 115200.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", metavar="NAME|FILE", help="Take port and rate from a hardware profile.")
+]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Record every byte to this file, which must be new.")
 ]
 Tile = Annotated[int, typer.Option("--tile", min=0, max=0xFFFE, help="Which tile.")]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE.npy", help="Where to write the result.")]
@@ -50,11 +58,17 @@ def list_(as_json: Json = False) -> None:
 
 
 @board.command()
-def info(port: Port = None, baud: Baud = None, profile: ProfileName = None, as_json: Json = False) -> None:
+def info(
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    trace: TraceFile = None,
+    as_json: Json = False,
+) -> None:
     """Tell what the board says of itself, its readings and its counters."""
     from pimcal_serial.report import board_report
 
-    with _opened(port, baud, profile) as connection:
+    with _opened(port, baud, profile, trace) as connection:
         found = board_report(connection.session)
     if as_json:
         print_json(found)
@@ -69,12 +83,13 @@ def echo(
     profile: ProfileName = None,
     count: Annotated[int, typer.Option("--count", min=1, help="How many frames.")] = 100,
     size: Annotated[int, typer.Option("--size", min=0, help="Bytes in each.")] = 64,
+    trace: TraceFile = None,
     as_json: Json = False,
 ) -> None:
     """Send frames of random bytes to the board and compare what comes back."""
     from pimcal_serial.report import echo_report
 
-    with _opened(port, baud, profile) as connection:
+    with _opened(port, baud, profile, trace) as connection:
         if size > connection.session.info.max_payload:
             raise UsageError(f"--size {size}: the board takes at most {connection.session.info.max_payload} bytes")
         _print(echo_report(connection.session, count, size), as_json)
@@ -86,12 +101,13 @@ def bench(
     baud: Baud = None,
     profile: ProfileName = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="How long to measure each figure.")] = 1.0,
+    trace: TraceFile = None,
     as_json: Json = False,
 ) -> None:
     """Measure round-trip times, and the goodput each way as a share of the line rate."""
     from pimcal_serial.report import bench_report
 
-    settings = _settings(port, baud, profile)
+    settings = _settings(port, baud, profile, trace)
     with _connected(settings) as connection:
         rate = None if settings.port == "sim:" else settings.baud
         _print(bench_report(connection.session, rate, seconds), as_json)
@@ -104,9 +120,10 @@ def program(
     baud: Baud = None,
     profile: ProfileName = None,
     tile: Tile = 0,
+    trace: TraceFile = None,
 ) -> None:
     """Write weights to a tile, and read them back to compare."""
-    with _driver(port, baud, profile) as driver:
+    with _driver(port, baud, profile, trace) as driver:
         values = _read_codes(weights)
         _check_fit(driver, tile, values)
         driver.program(tile, values)
@@ -116,9 +133,16 @@ def program(
 
 
 @board.command()
-def readback(out: Out, port: Port = None, baud: Baud = None, profile: ProfileName = None, tile: Tile = 0) -> None:
+def readback(
+    out: Out,
+    port: Port = None,
+    baud: Baud = None,
+    profile: ProfileName = None,
+    tile: Tile = 0,
+    trace: TraceFile = None,
+) -> None:
     """Write the weights that a tile holds to a file."""
-    with _driver(port, baud, profile) as driver:
+    with _driver(port, baud, profile, trace) as driver:
         values = driver.readback(tile)
     _write(out, values)
     note(f"{out}: {values.shape[0]} x {values.shape[1]} weights of tile {tile}")
@@ -136,9 +160,10 @@ def mvm(
         Path | None,
         typer.Option("--weights", metavar="FILE.npy", help="Program these first; else what the tile holds."),
     ] = None,
+    trace: TraceFile = None,
 ) -> None:
     """Multiply vectors by a tile, and write the products to a file."""
-    with _driver(port, baud, profile) as driver:
+    with _driver(port, baud, profile, trace) as driver:
         values = _read_codes(inputs)
         if weights is None:
             driver.adopt(tile)
@@ -155,11 +180,11 @@ def mvm(
 
 
 @board.command()
-def reset(port: Port = None, baud: Baud = None, profile: ProfileName = None) -> None:
+def reset(port: Port = None, baud: Baud = None, profile: ProfileName = None, trace: TraceFile = None) -> None:
     """Restart the board; its weights are gone then."""
     from pimcal_serial.report import restart
 
-    with _opened(port, baud, profile) as connection:
+    with _opened(port, baud, profile, trace) as connection:
         boot_id = restart(connection.session)
     note(f"the board has restarted (boot id {boot_id}); its tiles are empty")
 
@@ -180,26 +205,32 @@ def simulate(
     from pimcal_serial.simulator.serve import simulate as serve
     from pimcal_serial.simulator.settings import BoardSettings
 
-    settings = _of_profile(profile, None, overrides)
+    settings = _of_profile(profile, overrides)
     if settings.port != "sim:":
         raise ConfigError(f'profile {profile} is for a real board (port {settings.port}); use one with port: "sim:"')
     serve(settings.simulator or BoardSettings(), pty, tcp, pace, typer.echo)
 
 
+board.command()(firmware)
+board.command("trace")(show_trace)
+
+
 # what the commands share
 
 
-def _settings(port: str | None, baud: int | None, profile: str | None) -> SerialSettings:
+def _settings(port: str | None, baud: int | None, profile: str | None, trace: Path | None = None) -> SerialSettings:
     from pydantic import ValidationError
 
     from pimcal_serial.settings import SerialSettings
 
     if (port is None) == (profile is None):
         raise UsageError("name the board by --port or by --profile, by one of them")
+    options = {"baud": baud, "trace": None if trace is None else str(trace)}
+    given = {name: value for name, value in options.items() if value is not None}
     if port is None:
-        return _of_profile(profile or "", baud)
+        return _of_profile(profile or "", [f"device.{name}={json.dumps(value)}" for name, value in given.items()])
     try:
-        return SerialSettings.model_validate({"port": port} | ({} if baud is None else {"baud": baud}))
+        return SerialSettings.model_validate({"port": port} | given)
     except ValidationError as error:
         raise ConfigError("; ".join(map(_told, error.errors()))) from error
 
@@ -210,11 +241,11 @@ def _told(details: ErrorDetails) -> str:
     return f"--{details['loc'][0]}: {message}" if details["loc"] else message
 
 
-def _of_profile(name: str, baud: int | None, overrides: list[str] | None = None) -> SerialSettings:
+def _of_profile(name: str, overrides: list[str] | None) -> SerialSettings:
     from pimcal.cli.options import read_profile
     from pimcal_serial.settings import SerialSettings
 
-    settings = read_profile(name, [*(overrides or []), *([] if baud is None else [f"device.baud={baud}"])]).settings
+    settings = read_profile(name, overrides).settings
     if not isinstance(settings, SerialSettings):
         raise ConfigError(f"profile {name} is for no board on a serial port; name one with `backend: serial`")
     return settings
@@ -229,16 +260,16 @@ def _connected(settings: SerialSettings) -> Iterator[Connection]:
 
 
 @contextmanager
-def _opened(port: str | None, baud: int | None, profile: str | None) -> Iterator[Connection]:
-    with _connected(_settings(port, baud, profile)) as connection:
+def _opened(port: str | None, baud: int | None, profile: str | None, trace: Path | None = None) -> Iterator[Connection]:
+    with _connected(_settings(port, baud, profile, trace)) as connection:
         yield connection
 
 
 @contextmanager
-def _driver(port: str | None, baud: int | None, profile: str | None) -> Iterator[Driver]:
+def _driver(port: str | None, baud: int | None, profile: str | None, trace: Path | None = None) -> Iterator[Driver]:
     from pimcal_serial.driver import Driver
 
-    with _opened(port, baud, profile) as connection:
+    with _opened(port, baud, profile, trace) as connection:
         yield Driver(connection.session)
 
 

@@ -25,7 +25,9 @@ class BoardLock:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise DeviceUnavailableError(f"cannot take the lock of {port}, {path}: {error.strerror}") from error
+            raise DeviceUnavailableError(
+                f"cannot take the lock of {port}, {path}: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours"
+            ) from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -43,6 +45,28 @@ class BoardLock:
 def busy(port: str, holder: str) -> DeviceBusyError:
     """The error for a port that somebody else has open."""
     return DeviceBusyError(f"{port} is in use by {holder or 'another program'}; wait until it is done, or end it")
+
+
+def who_has_open(path: str) -> str:
+    """The other processes that have a file open, as far as this user may see them; "" where none is seen."""
+    target = Path(path).resolve()
+    found = (process for process in Path("/proc").glob("[0-9]*") if _has_open(process, target))
+    return " and ".join(_told(process) for process in found if process.name != str(os.getpid()))
+
+
+def _has_open(process: Path, target: Path) -> bool:
+    try:
+        return any(link.readlink() == target for link in (process / "fd").iterdir())
+    except OSError:  # somebody else's, or it has ended meanwhile
+        return False
+
+
+def _told(process: Path) -> str:
+    try:
+        command = (process / "cmdline").read_bytes()[:1000].replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        command = "has ended"
+    return f"process {process.name} ({command})"
 
 
 def runtime_folder() -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import select
 import socket
+import stat
 import termios
 import time
 from collections.abc import Callable
@@ -14,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pimcal.errors import DeviceUnavailableError, MissingExtraError
-from pimcal_serial.lock import busy
+from pimcal_serial.lock import busy, who_has_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
 _READ_BYTES = 1 << 16
+_WRITE_BYTES = 2048  # at once to a port whose time-out for writing counts even if the line is only slow
 _PAUSE_S = 0.001
+_TICK_S = 0.02
 
 
 class LinkError(Exception):
@@ -53,6 +57,14 @@ def _link_errors() -> Iterator[None]:
         yield
     except (OSError, termios.error) as error:
         raise LinkError(str(error)) from error
+
+
+def _set_rate(port: Any, baud: int) -> None:
+    try:
+        with _link_errors():
+            port.baudrate = baud
+    except ValueError as error:
+        raise LinkError(f"the port cannot do {baud} bit/s: {error}") from error
 
 
 class FileTransport:
@@ -90,8 +102,7 @@ class FileTransport:
             return 0
 
     def set_baud(self, baud: int) -> None:
-        with _link_errors():
-            self._port.baudrate = baud
+        _set_rate(self._port, baud)
 
     def close(self) -> None:
         with suppress(OSError, termios.error):
@@ -99,28 +110,31 @@ class FileTransport:
 
 
 class QueueTransport:
-    """A port that pyserial reads in a thread of its own (rfc2217), so that writing cannot block reading."""
+    """A port that pyserial reads in a thread of its own (rfc2217), so that writing cannot block reading.
 
-    def __init__(self, port: Any) -> None:
-        self._port = port
+    `port` has a short time-out, which stays: setting it would negotiate all settings of the port with the server anew.
+    """
+
+    def __init__(self, port: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._port, self._clock = port, clock
 
     def exchange(self, outgoing: bytes | bytearray, timeout_s: float) -> tuple[int, bytes]:
         with _link_errors():
             if outgoing:
-                self._port.write(bytes(outgoing))
-            elif not self._port.in_waiting:
-                self._port.timeout = max(0.0, timeout_s)
-                first = self._port.read(1)
-                return 0, first + self._rest()
-            return len(outgoing), self._rest()
+                return self._port.write(bytes(outgoing[:_WRITE_BYTES])), self._waiting()
+            deadline_s = self._clock() + timeout_s
+            received = self._waiting()
+            while not received and self._clock() < deadline_s:
+                received = self._port.read(1) + self._waiting()
+            return 0, received
 
-    def _rest(self) -> bytes:
+    def _waiting(self) -> bytes:
+        """What has arrived. A connection that has ended counts as one byte, and reading it tells."""
         waiting = self._port.in_waiting
         return bytes(self._port.read(waiting)) if waiting else b""
 
     def set_baud(self, baud: int) -> None:
-        with _link_errors():
-            self._port.baudrate = baud
+        _set_rate(self._port, baud)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -171,13 +185,13 @@ def open_port(port: str, baud: int, timeout_s: float) -> Transport:
     """
     serial = _pyserial()
     path = resolve_port(port)
-    is_url = "://" in path
+    is_url, is_remote = "://" in path, path.startswith("rfc2217://")
     options: dict[str, Any] = {} if is_url else {"exclusive": True}
     try:
-        opened = serial.serial_for_url(path, baudrate=baud, timeout=timeout_s, **options)
+        opened = serial.serial_for_url(path, baudrate=baud, timeout=_TICK_S if is_remote else timeout_s, **options)
     except (OSError, ValueError, termios.error) as error:
         raise _not_opened(path, error) from error
-    if path.startswith("rfc2217://"):
+    if is_remote:
         return QueueTransport(opened)
     if not is_url:
         # Some adapters hold back what they received for 16 ms; pseudo-terminals have no such mode.
@@ -190,18 +204,35 @@ def open_port(port: str, baud: int, timeout_s: float) -> Transport:
 
 
 def _not_opened(port: str, error: Exception) -> Exception:
-    code = getattr(error, "errno", None)
+    code, reason = _cause(error)
     if code in (errno.EWOULDBLOCK, errno.EBUSY):
-        return busy(port, "")
+        return busy(port, who_has_open(port))
     if code == errno.EACCES:
-        return DeviceUnavailableError(
-            f"no permission to open {port}; add yourself to the group that owns it (sudo usermod -aG dialout $USER), "
-            "then log in again"
-        )
+        return DeviceUnavailableError(f"no permission to open {port}; {_remedy(port)}")
     if code == errno.ENOENT or ("://" not in port and not Path(port).exists()):
         there = ", ".join(entry.device for entry in _list_ports()) or "none"
         return DeviceUnavailableError(f"there is no port {port} (serial ports here: {there}); is the board plugged in?")
-    return DeviceUnavailableError(f"cannot open {port}: {error}; check the address, the cable and the board's power")
+    if code in (errno.ENOTTY, errno.EISDIR):
+        return DeviceUnavailableError(f"{port} is no serial port; see pimcal board list")
+    return DeviceUnavailableError(f"cannot open {port}: {reason}; check the address, the cable and the board's power")
+
+
+def _cause(error: Exception) -> tuple[int | None, str]:
+    """Number and words of the system's error, which pyserial puts into one of its own."""
+    inner = error.__context__ or error
+    if len(inner.args) == 2 and isinstance(inner.args[0], int):
+        return inner.args[0], str(inner.args[1])
+    return None, str(inner)
+
+
+def _remedy(port: str) -> str:
+    """What helps a user who may not open a device file."""
+    with suppress(OSError, KeyError):  # in a folder of somebody else's, or of a group without a name
+        status = Path(port).stat()
+        if status.st_gid and status.st_mode & stat.S_IRGRP and status.st_mode & stat.S_IWGRP:
+            group = grp.getgrgid(status.st_gid).gr_name
+            return f"add yourself to the group that owns it (sudo usermod -aG {group} $USER), then log in again"
+    return "its group may not, either: ask the machine's administrator for access"
 
 
 def list_ports() -> list[dict[str, str]]:

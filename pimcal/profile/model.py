@@ -23,6 +23,7 @@ from pimcal.profile.merge import child, merged, pruned
 from pimcal.profile.overrides import override_tree
 from pimcal.profile.problems import Problem, ProfileError
 from pimcal.profile.sections import Calibration, Gate, Io, Recalibration, References, Section, Tiles
+from pimcal.profile.triggers import trigger_problems
 from pimcal.profile.yaml_tree import Node
 
 SettingsModel = Callable[[str], type[BaseModel]]
@@ -86,8 +87,15 @@ class Profile(Section):
 
     @property
     def hardware_hash(self) -> str:
-        """The same over what a correction depends on: not over how calibrations are made, judged and scheduled."""
-        return _sha256({key: value for key, value in self.resolved().items() if key not in _PROCEDURE})
+        """The same over what a correction depends on.
+
+        Neither how calibrations are made, judged and scheduled, nor what a backend's settings list in `LINK`: how the
+        device is reached.
+        """
+        values = {key: value for key, value in self.resolved().items() if key not in _PROCEDURE}
+        link = set(getattr(type(self.settings), "LINK", ()))
+        device = self.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=link)
+        return _sha256({**values, "device": device})
 
     def resolved(self) -> dict[str, JsonValue]:
         """Every value, defaults included, as plain data that a profile file could hold."""
@@ -115,6 +123,8 @@ def resolve(tree: Node, name: str, settings_model: SettingsModel, problems: list
     settings = _settings(tree, settings_model, found)
     if profile is not None and settings is not None:
         found += _misfits(profile, settings, tree)
+    if profile is not None:
+        found += trigger_problems(profile.recalibration, tree)
     reported = {problem.path for problem in problems}
     problems = problems + [problem for problem in found if problem.path not in reported]
     if problems or profile is None or settings is None:

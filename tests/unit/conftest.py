@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,3 +128,28 @@ def pimcal_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         return Finished(code or 0, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Boards as processes of their own, see `board_peers`."""
+    from .board_peers import Peers
+
+    return Peers(tmp_path_factory.mktemp("peers"))
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Any]:
+    """A process that has imported everything; its children start at once."""
+    from .board_peers import nursery
+
+    with nursery() as process:
+        yield process
+
+
+@pytest.fixture
+def hosts(nursery: Any, tmp_path: Path) -> Any:
+    """`pimcal` as a real process, see `board_peers`."""
+    from .board_peers import Hosts
+
+    return Hosts(nursery, tmp_path)

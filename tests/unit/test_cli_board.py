@@ -137,6 +137,80 @@ def test_simulate_is_a_board_until_it_is_stopped(pimcal_run, tmp_path, where):
         assert running.wait(30) == 0
 
 
+# --- traces
+
+
+@pytest.fixture
+def products(pimcal_run, port):
+    """The traced products of random vectors with random weights, in y.npy; the board is gone afterwards."""
+    rng = np.random.default_rng(0)
+    np.save("w.npy", rng.integers(-127, 128, (24, 16)))
+    np.save("x.npy", rng.integers(-127, 128, (50, 24)))
+    arguments = ("--weights", "w.npy", "--inputs", "x.npy", "--out", "y.npy", "--tile", "1")
+    assert pimcal_run("board", "mvm", "--port", port, *arguments, "--trace", "session.trace").code == 0
+    return np.load("y.npy")
+
+
+def test_a_traced_command_runs_again_without_the_board(pimcal_run, products):
+    arguments = ("--weights", "w.npy", "--inputs", "x.npy", "--out", "again.npy", "--tile", "1")
+    assert pimcal_run("board", "mvm", "--port", "replay:session.trace", *arguments).code == 0
+    assert np.array_equal(np.load("again.npy"), products)
+    done = pimcal_run("board", "readback", "--port", "replay:session.trace", "--out", "r.npy")
+    assert done.code == 65
+    assert "the recording session.trace has no answer to request 2: READBACK on tile 0" in done.err
+
+
+def test_a_trace_is_shown_frame_by_frame(pimcal_run, products):
+    found = pimcal_run("board", "trace", "session.trace", "--json").json
+    assert found["summary"]["frames"]["HELLO"] == {"sent": 1, "received": 1}
+    kinds = {row["type"] for row in found["rows"]}
+    assert {"EVENT", "HELLO", "PROGRAM", "MVM"} <= kinds
+    sent = [row for row in found["rows"] if (row["type"], row["direction"]) == ("MVM", "sent")]
+    assert sum(int(row["meaning"].split()[0]) for row in sent) >= 50
+    assert all(row["tile"] == 1 and "rows 0 to 23, columns 0 to" in row["meaning"] for row in sent)
+    shown = pimcal_run("board", "trace", "session.trace").out
+    for text in ("pimsim SIM-42, firmware pimsim, 3 tiles of 24 x 16", "of 24 x 16, id", "sent_bytes", "repeats"):
+        assert text in shown
+
+
+def test_a_trace_is_shown_in_part(pimcal_run, products):
+    rows = pimcal_run("board", "trace", "session.trace", "--type", "hello", "--type", "MVM", "--json").json["rows"]
+    assert {row["type"] for row in rows} == {"HELLO", "MVM"}
+    limited = pimcal_run("board", "trace", "session.trace", "--type", "MVM", "--limit", "2", "--json").json
+    assert limited["rows"] == [row for row in rows if row["type"] == "MVM"][:2]
+    assert limited["summary"] == pimcal_run("board", "trace", "session.trace", "--json").json["summary"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("trace", "w.npy"), 65, "w.npy is no trace of a session with a board"),
+        (("trace", "no-such.trace"), 65, "no-such.trace cannot be read: No such file"),
+        (("trace", "session.trace", "--type", "MMV"), 2, "--type MMV: no such type; did you mean 'MVM'?"),
+        (
+            ("info", "--port", "sim:", "--trace", "session.trace"),
+            2,
+            "session.trace exists, and a trace replaces nothing",
+        ),
+        (("info", "--port", "replay:session.trace", "--trace", "new.trace"), 78, "that file is the trace"),
+        (("info", "--port", "replay:w.npy"), 65, "w.npy is no trace"),
+        (("info", "--profile", "board_virtual", "--trace", "w.npy"), 2, "w.npy exists"),
+    ],
+)
+def test_a_mistake_with_a_trace_is_told(pimcal_run, products, arguments, code, told):
+    done = pimcal_run("board", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert told in done.err
+
+
+@pytest.mark.parametrize("where", [("--port", "sim:"), ("--profile", "board_virtual")])
+@pytest.mark.parametrize("command", ["info", "echo", "bench", "reset"])
+def test_every_command_can_be_traced(pimcal_run, command, where):
+    name, short = "odd: name #1.trace", ["--seconds", "0.01"] if command == "bench" else []
+    assert pimcal_run("board", command, *where, "--trace", name, *short).code == 0
+    assert pimcal_run("board", "trace", name, "--json").json["summary"]["requests"] > 1
+
+
 # --- mistakes and faults
 
 

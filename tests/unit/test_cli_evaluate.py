@@ -121,3 +121,11 @@ def test_record_of_another_model_or_device_is_refused(lab, pimcal_run, changed):
     assert (done.code, done.out) == (65, "")
     assert said in done.err
     assert "calibrate again" in done.err
+
+
+def test_network_larger_than_the_device_gives_what_one_that_fits_does(lab, pimcal_run):
+    small = [*lab.on("ideal"), "-O", "tiles.rows=20", "-O", "tiles.cols=4", "--images", "100", "--batch-size", "50"]
+    fits = pimcal_run("evaluate", *small, "--json").json
+    streamed = pimcal_run("evaluate", *small, "-O", "tiles.count=2", "--json").json
+    assert streamed["value"] == fits["value"] == 1.0
+    assert streamed["mvms"] == fits["mvms"]

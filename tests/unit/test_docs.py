@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/how-to/aihwkit.md", "docs/how-to/calibrate.md", "docs/how-to/timeline.md")
+PAGES = (
+    "README.md",
+    "docs/how-to/aihwkit.md",
+    "docs/how-to/calibrate.md",
+    "docs/how-to/timeline.md",
+    "docs/how-to/trace.md",
+)
 NOT_HERE = ("make",)  # what CI runs itself, in environments of its own
 
 

@@ -321,7 +321,8 @@ def test_shipped_profiles_are_valid_and_every_field_has_a_comment(name: str) -> 
 
 def test_the_profiles_that_the_documentation_promises_are_shipped() -> None:
     listed = {profile.name: profile for profile in list_profiles()}
-    assert {"ideal", "gaussian_mul", "gaussian_add", "gaussian_awgn", "gaussian_8bit"} <= set(listed)
+    boards = {"board_serial", "board_virtual", "board_qemu", "board_remote"}
+    assert {"ideal", "gaussian_mul", "gaussian_add", "gaussian_awgn", "gaussian_8bit"} | boards <= set(listed)
     assert listed["gaussian_8bit"].backend == "gaussian"
     assert all(profile.description for profile in listed.values())
     assert shipped_folder().is_dir()
@@ -585,3 +586,10 @@ def test_hardware_hash_follows_the_hardware_and_not_the_procedure() -> None:
     assert procedure.hash != profile.hash
     for key, value in {"device.eta0": 0.5, "references.offset": 2, "io.input_bits": 4, "host": ["fc"]}.items():
         assert profile.with_overrides({key: value}).hardware_hash != profile.hardware_hash, key
+
+
+def test_hardware_hash_does_not_follow_the_way_to_a_board() -> None:
+    profile = load("board_serial")
+    for key, value in {"device.port": "/dev/ttyACM9", "device.baud": 921600, "device.margin_s": 1.5}.items():
+        assert profile.with_overrides({key: value}).hardware_hash == profile.hardware_hash, key
+    assert profile.with_overrides({"device.serial_number": "PIM-2"}).hardware_hash != profile.hardware_hash

@@ -83,7 +83,7 @@ def test_a_connection_that_is_refused_is_told() -> None:
 
 def test_a_file_that_is_no_terminal_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeviceUnavailableError, match="cannot open"):
+    with pytest.raises(DeviceUnavailableError, match="file is no serial port"):
         open_port(str(tmp_path / "file"), 115200, 1.0)
 
 

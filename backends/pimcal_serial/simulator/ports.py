@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pty
 import socket
+import struct
+import termios
 import tty
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from pimcal.errors import DeviceBusyError, DeviceUnavailableError, StorageError, UsageError
+
+_TCGETS2 = 0x802C542A  # as asm-generic has it; its structure ends in the input and the output rate
+_TERMIOS2_BYTES = 44
+_NO_RATE = 50  # bit/s: a terminal that no host has set
 
 
 class Port(Protocol):
@@ -23,6 +30,11 @@ class Port(Protocol):
     @property
     def address(self) -> str:
         """What a profile's `port:` would be."""
+        ...
+
+    @property
+    def rate(self) -> int | None:
+        """The line rate that the host has set, in bit/s; None where lines have none, or no host has set it."""
         ...
 
     def plug(self) -> None:
@@ -56,15 +68,22 @@ class PtyPort:
 
     @property
     def address(self) -> str:
-        return str(self._path or self._slave_name)
+        return str(self._path.absolute() if self._path else self._slave_name)  # a profile's port begins with /
+
+    @property
+    def rate(self) -> int | None:
+        found = None if self._slave is None else terminal_rate(self._slave)
+        return None if found == _NO_RATE else found
 
     def plug(self) -> None:
         self.fd, self._slave = pty.openpty()
         self._slave_name = os.ttyname(self._slave)
         tty.setraw(self._slave)  # and left open here, as a terminal without readers would fail
+        _set_no_rate(self._slave)
         os.set_blocking(self.fd, False)
         try:
-            self._link()
+            if self._path is not None:
+                link_terminal(self._path, self._slave_name)
         except BaseException:
             self.unplug()
             raise
@@ -72,7 +91,8 @@ class PtyPort:
     def unplug(self) -> None:
         if self.fd is None or self._slave is None:
             return
-        self._unlink()
+        if self._path is not None:
+            unlink_terminal(self._path, self._slave_name)
         os.close(self._slave)
         os.close(self.fd)
         self.fd = self._slave = None
@@ -83,22 +103,39 @@ class PtyPort:
     def hang_up(self) -> None:
         pass
 
-    def _link(self) -> None:
-        path = self._path
-        if path is None:
-            return
-        if path.is_symlink() and not path.exists():
-            path.unlink()  # of a board that was killed
-        try:
-            path.symlink_to(self._slave_name)
-        except FileExistsError as error:
-            raise UsageError(f"{path} exists; give a path where the board's terminal can appear") from error
-        except OSError as error:
-            raise StorageError(f"cannot make {path}: {error.strerror}; give a path in a folder of yours") from error
 
-    def _unlink(self) -> None:
-        if self._path is not None and self._path.is_symlink() and str(self._path.readlink()) == self._slave_name:
-            self._path.unlink()
+def link_terminal(path: Path, terminal: str) -> None:
+    """Let the terminal appear at `path`, too. Raises UsageError where something else is there, StorageError."""
+    if path.is_symlink() and not path.exists():
+        path.unlink()  # of a board that was killed
+    try:
+        path.symlink_to(terminal)
+    except FileExistsError as error:
+        raise UsageError(f"{path} exists; give a path where the board's terminal can appear") from error
+    except OSError as error:
+        raise StorageError(f"cannot make {path}: {error.strerror}; give a path in a folder of yours") from error
+
+
+def unlink_terminal(path: Path, terminal: str) -> None:
+    """Undo `link_terminal`."""
+    if path.is_symlink() and str(path.readlink()) == terminal:
+        path.unlink()
+
+
+def terminal_rate(fd: int) -> int | None:
+    """The output rate of an open terminal in bit/s, whether it has a constant or not; None where it tells none."""
+    try:
+        told = fcntl.ioctl(fd, _TCGETS2, bytes(_TERMIOS2_BYTES))
+    except OSError:
+        return None
+    (rate,) = struct.unpack("I", told[-4:])
+    return int(rate)
+
+
+def _set_no_rate(fd: int) -> None:
+    attributes = termios.tcgetattr(fd)
+    attributes[4] = attributes[5] = termios.B50
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
 
 
 class TcpPort:
@@ -118,12 +155,17 @@ class TcpPort:
     def address(self) -> str:
         return f"socket://127.0.0.1:{self.port}"
 
+    @property
+    def rate(self) -> int | None:
+        return None
+
     def plug(self) -> None:
         try:
             self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            message = f"cannot listen on port {self.port}: {error.strerror}; give another one, or 0 for any free one"
+            reason = os.strerror(error.errno or 0)  # the error's own text repeats the address
+            message = f"cannot listen on port {self.port}: {reason}; give another one, or 0 for any free one"
             raise (DeviceBusyError if taken else DeviceUnavailableError)(message) from error
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
@@ -162,6 +204,10 @@ class LocalPort:
     @property
     def address(self) -> str:
         return "a socket within this process"
+
+    @property
+    def rate(self) -> int | None:
+        return None
 
     def plug(self) -> None:
         self._board, host = socket.socketpair()

@@ -25,6 +25,7 @@ _TICK_S = 0.02  # how often a board hears of the time when nothing else happens
 _FIFO = 16384  # bytes that a paced line holds, enough to keep it busy while this process is not scheduled
 _BACKLOG = 1 << 16  # bytes that a host has not read when no more is taken from it
 _READ = 1 << 16
+_OTHER_RATE = bytes(byte ^ 0xAA for byte in range(256))  # bits sampled at other times; no frame survives it
 
 
 class Server:
@@ -80,6 +81,11 @@ class Server:
     def _rate(self) -> int | None:
         return self._baud and (self._board.rate or self._baud)
 
+    def _as_read(self, data: bytes, rate: int | None) -> bytes:
+        """What the other side of a line reads: something else where the two have different rates."""
+        same = rate is None or self.port.rate in (None, rate)
+        return data if same else data.translate(_OTHER_RATE)
+
     def _step(self) -> None:
         try:
             self._work(self._clock())
@@ -94,7 +100,7 @@ class Server:
         rate = self._rate()  # an answer travels at the rate that its request came with
         sent = self._board.receive(self._inward.take(now_s), now_s)
         if sent:
-            self._outward.put(sent, now_s, rate)
+            self._outward.put(self._as_read(sent, rate), now_s, rate)
         self._outgoing += self._outward.take(now_s)
 
     def _exchange(self) -> None:
@@ -136,7 +142,8 @@ class Server:
     def _read(self, fd: int) -> None:
         data = os.read(fd, self._room())
         if data:
-            self._inward.put(data, self._clock(), self._rate())
+            rate = self._rate()
+            self._inward.put(self._as_read(data, rate), self._clock(), rate)
         else:
             self._lose_host()
 
