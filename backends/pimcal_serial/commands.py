@@ -123,9 +123,9 @@ def program(
     trace: TraceFile = None,
 ) -> None:
     """Write weights to a tile, and read them back to compare."""
-    with _driver(port, baud, profile, trace) as driver:
+    with _driver(port, baud, profile, trace, tile) as driver:
         values = _read_codes(weights)
-        _check_fit(driver, tile, values)
+        _check_fit(driver, values)
         driver.program(tile, values)
         wrong = int((driver.readback(tile) != values).sum())
     told = "as written" if not wrong else f"{wrong} of them differ"
@@ -142,7 +142,7 @@ def readback(
     trace: TraceFile = None,
 ) -> None:
     """Write the weights that a tile holds to a file."""
-    with _driver(port, baud, profile, trace) as driver:
+    with _driver(port, baud, profile, trace, tile) as driver:
         values = driver.readback(tile)
     _write(out, values)
     note(f"{out}: {values.shape[0]} x {values.shape[1]} weights of tile {tile}")
@@ -163,13 +163,13 @@ def mvm(
     trace: TraceFile = None,
 ) -> None:
     """Multiply vectors by a tile, and write the products to a file."""
-    with _driver(port, baud, profile, trace) as driver:
+    with _driver(port, baud, profile, trace, tile) as driver:
         values = _read_codes(inputs)
         if weights is None:
             driver.adopt(tile)
         else:
             matrix = _read_codes(weights)
-            _check_fit(driver, tile, matrix)
+            _check_fit(driver, matrix)
             driver.program(tile, matrix)
         rows = (driver.shape(tile) or (0, 0))[0]
         if values.shape[1] != rows:
@@ -266,10 +266,14 @@ def _opened(port: str | None, baud: int | None, profile: str | None, trace: Path
 
 
 @contextmanager
-def _driver(port: str | None, baud: int | None, profile: str | None, trace: Path | None = None) -> Iterator[Driver]:
+def _driver(port: str | None, baud: int | None, profile: str | None, trace: Path | None, tile: int) -> Iterator[Driver]:
+    """A driver for a board that has this tile."""
     from pimcal_serial.driver import Driver
 
     with _opened(port, baud, profile, trace) as connection:
+        tiles = connection.session.info.tiles
+        if tile >= tiles:
+            raise UsageError(f"--tile {tile}: the board's tiles are 0 to {tiles - 1}")
         yield Driver(connection.session)
 
 
@@ -288,11 +292,9 @@ def _read_codes(path: Path) -> np.ndarray:
     return np.ascontiguousarray(values.astype(np.int8))
 
 
-def _check_fit(driver: Driver, tile: int, weights: np.ndarray) -> None:
+def _check_fit(driver: Driver, weights: np.ndarray) -> None:
     board_info = driver.session.info
     rows, cols = weights.shape
-    if tile >= board_info.tiles:
-        raise UsageError(f"--tile {tile}: the board's tiles are 0 to {board_info.tiles - 1}")
     if rows > board_info.rows or cols > board_info.cols:
         raise UsageError(f"weights of {rows} x {cols} do not fit a tile of {board_info.rows} x {board_info.cols}")
 

@@ -120,7 +120,7 @@ class Driver:
 
     def _write_all(self) -> None:
         if self._held:
-            logger.warning("the board has restarted; %d tiles are programmed again", len(self._held))
+            logger.warning("the board has restarted; programming %d tile(s) again", len(self._held))
         for tile in self._held:
             self._unfinished.add(tile)
             self._finish(tile)

@@ -49,7 +49,7 @@ _MEANINGS: dict[int, str] = {
 }
 
 
-class BoardRestartedError(Exception):
+class BoardRestartedError(DeviceUnavailableError):
     """The board has started anew, so that its weights are gone; requests without an answer yet were not repeated."""
 
 
@@ -369,7 +369,7 @@ class Session:
         self.counters.restarts += 1
         # What else it says of itself is the same board's; `_greet` sees to it after the port was opened anew.
         self.info = replace(self.info, boot_id=boot_id)
-        raise BoardRestartedError
+        raise BoardRestartedError(f"{self._name} has restarted meanwhile; check its supply, then start again")
 
     def _clear(self) -> None:
         """Drop what is half sent and half received; the zero ends a frame that an interruption has cut."""
@@ -403,6 +403,7 @@ class Session:
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LARGEST_BACKOFF_S)
         self.counters.reopened += 1
+        logger.warning("%s is back", self._name)
         self._adopt(info)
 
     def _greet_anew(self, patience_s: float) -> BoardInfo:
@@ -422,6 +423,10 @@ class Session:
         if info.serial_number != self.info.serial_number:
             raise DeviceUnavailableError(
                 f"{self._name} is now {info.serial_number}, it was {self.info.serial_number}; plug the first one in"
+            )
+        if replace(info, boot_id=0) != replace(self.info, boot_id=0):
+            raise DeviceUnavailableError(
+                f"{self._name} says something else of itself than before (tiles, formats or firmware); start again"
             )
         self._check_boot_id(info.boot_id)
 
@@ -454,7 +459,10 @@ class Session:
                 f"{self._name} is silent: nothing came back; check its power, the cable, and the baud rate"
             )
         if reader.received:
-            return DeviceUnavailableError(f"{self._name} sends frames but does not answer HELLO; restart the board")
+            return DeviceUnavailableError(
+                f"{self._name} sends frames but does not answer HELLO; restart the board (a line that "
+                "echoes does that, too: check where the port leads)"
+            )
         return DeviceUnavailableError(
             f"{self._name} is not a PIM board, or has another baud rate: {heard} bytes came back, none of them a frame"
         )
