@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pimcal.backend import Backend
     from pimcal.events import Event
+    from pimcal.recalibration.triggers import Trigger, TriggerFunction
 
 hookspec = pluggy.HookspecMarker("pimcal")
 hookimpl = pluggy.HookimplMarker("pimcal")
@@ -30,6 +31,12 @@ class RegisterMetric(Protocol):
     """`register(name, function)`."""
 
     def __call__(self, name: str, function: Metric) -> None: ...
+
+
+class RegisterTrigger(Protocol):
+    """`register(name, function)`; the function, or a `Trigger` around it, gives whether it fired and a sentence why."""
+
+    def __call__(self, name: str, function: Trigger | TriggerFunction) -> None: ...
 
 
 @hookspec
@@ -50,3 +57,8 @@ def pimcal_register_commands(app: Typer) -> None:
 @hookspec
 def pimcal_register_metrics(register: RegisterMetric) -> None:
     """Register metrics by the names that `--metric` takes."""
+
+
+@hookspec
+def pimcal_register_triggers(register: RegisterTrigger) -> None:
+    """Register drift triggers by the names that a profile's `recalibration.when` uses."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pimcal.backend import Backend
     from pimcal.events import Event
     from pimcal.hookspecs import Metric
+    from pimcal.recalibration.triggers import Trigger, TriggerFunction
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,29 @@ class Registry:
             found[name], origins[name] = function, origin
 
         self._call_each("pimcal_register_metrics", lambda origin: {"register": partial(register, origin=origin)})
+        return found
+
+    def triggers(self) -> dict[str, Trigger]:
+        """The drift triggers by name: those of pimcal, and those that plugins add.
+
+        Raises:
+            ConfigError: two plugins register one name, or one registers a name of pimcal's.
+        """
+        from pimcal.recalibration.triggers import BUILT_IN, Trigger
+
+        self.plugins()
+        found = dict(BUILT_IN)
+        origins: dict[str, Origin] = {}
+
+        def register(name: str, function: Trigger | TriggerFunction, *, origin: Origin) -> None:
+            if name in origins:
+                raise _conflict(f"trigger '{name}'", origins[name], origin)
+            if name in BUILT_IN:
+                raise ConfigError(f"trigger '{name}' ({origin}): pimcal has a trigger of this name; rename it")
+            origins[name] = origin
+            found[name] = function if isinstance(function, Trigger) else Trigger(function)
+
+        self._call_each("pimcal_register_triggers", lambda origin: {"register": partial(register, origin=origin)})
         return found
 
     def register_commands(self, app: Typer) -> None:
@@ -327,6 +351,11 @@ def plugins() -> list[str]:
 def metrics() -> dict[str, Metric]:
     """See `Registry.metrics`."""
     return default().metrics()
+
+
+def triggers() -> dict[str, Trigger]:
+    """See `Registry.triggers`."""
+    return default().triggers()
 
 
 def emit(event: Event) -> None:

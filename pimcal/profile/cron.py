@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
+
+from cronsim import CronSim, CronSimError
 
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
@@ -17,13 +20,20 @@ _ITEM = re.compile(r"(\*|(\w+)(?:-(\w+))?)(?:/([0-9]{1,3}))?")
 
 
 def check_cron(text: str) -> str:
-    """The expression, if it has five valid fields (POSIX crontab plus steps and names); else ValueError."""
+    """The expression, if it has five valid fields (POSIX crontab plus steps and names).
+
+    Raises ValueError for another one, and for days that never come.
+    """
     fields = text.split()
     if len(fields) != len(_FIELDS):
         raise ValueError('a cron expression has five fields, for example "0 */6 * * *" for every six hours')
     for field, (name, low, high, names) in zip(fields, _FIELDS, strict=True):
         if not all(_is_item(item, low, high, names) for item in field.lower().split(",")):
             raise ValueError(f"'{field}' is no {name} of a cron expression ({low} to {high}, *, a-b, */n, a,b)")
+    try:
+        CronSim(text, datetime(2000, 1, 1))
+    except CronSimError as error:
+        raise ValueError("never comes: none of its months has such a day") from error
     return text
 
 

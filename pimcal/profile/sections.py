@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
 from pimcal.profile.cron import check_cron
-from pimcal.profile.duration import Duration, PositiveDuration
+from pimcal.profile.duration import Duration, PositiveDuration, format_duration
+from pimcal.profile.local_time import QuietHours, TimeZone
 
 Count = Annotated[int, Field(ge=0)]
 ConverterBits = Annotated[int, Field(ge=2, le=16)]
@@ -63,12 +74,35 @@ class Gate(Section):
 
 
 class Recalibration(Section):
-    """When a running device is looked at again, and how often at most."""
+    """When a running device is looked at again, and what holds that back.
+
+    A scheduled look (`every`, `cron`) is a probe where a trigger of `when` needs one, else a recalibration. Triggers
+    that need no device time are watched all the time. What `pimcal/recalibration/decide.py` makes of it is in its
+    docstrings.
+    """
 
     every: PositiveDuration | None = Field(None, description="fixed interval")
     cron: Annotated[str, AfterValidator(check_cron)] | None = Field(None, description="five-field cron")
     when: tuple[TriggerLimit, ...] = Field((), description="drift triggers, one name and its limit each")
-    jitter: Duration | None = Field(None, description="largest random delay of a scheduled run")
+    jitter: Duration | None = Field(None, description="largest random delay of a scheduled look")
     cooldown: Duration | None = Field(None, description="least time between two recalibrations")
-    max_per_hour: PositiveInt | None = Field(None, description="most recalibrations within an hour")
+    max_per_hour: PositiveInt | None = Field(None, description="most recalibrations within any hour")
     max_age: PositiveDuration | None = Field(None, description="oldest calibration to keep using")
+    quiet_hours: QuietHours = Field((), description="times of day at which no probe or recalibration begins")
+    timezone: TimeZone = Field("UTC", description="IANA time zone of cron and quiet hours")
+
+    @field_validator("jitter")
+    @classmethod
+    def _stay_in_the_interval(cls, jitter: timedelta | None, info: ValidationInfo) -> timedelta | None:
+        every = info.data.get("every")
+        if jitter and every and jitter >= every:
+            raise ValueError(f"must be shorter than every ({format_duration(every)}), or looks would run into the next")
+        return jitter
+
+    @field_validator("max_age")
+    @classmethod
+    def _outlast_the_cooldown(cls, max_age: timedelta | None, info: ValidationInfo) -> timedelta | None:
+        cooldown = info.data.get("cooldown")
+        if max_age and cooldown and max_age < cooldown:
+            raise ValueError(f"must not be shorter than cooldown ({format_duration(cooldown)}), which would break it")
+        return max_age

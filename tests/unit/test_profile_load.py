@@ -17,10 +17,13 @@ from pydantic import BaseModel
 import pimcal_aihwkit
 import pimcal_gaussian
 from pimcal import ideal
+from pimcal import registry as default_registry
 from pimcal.errors import ConfigError, PimcalError, UsageError
+from pimcal.hookspecs import RegisterTrigger, hookimpl
 from pimcal.profile import Profile, ProfileError, list_profiles, load_profile, parse_override
 from pimcal.profile.dump import block
 from pimcal.profile.find import shipped, shipped_folder
+from pimcal.recalibration.triggers import BUILT_IN, Verdict
 from pimcal.registry import Registry
 
 Write = Callable[..., str]
@@ -89,6 +92,8 @@ def test_a_full_profile_is_read(write: Write) -> None:
               cooldown: 10m
               max_per_hour: 4
               max_age: 30d
+              quiet_hours: ["12:00-13:30", "22:00-06:00"]
+              timezone: Europe/Berlin
         """)
     )
     assert (profile.schema_version, profile.backend, profile.name) == ("pimcal/1", "gaussian", "p")
@@ -108,6 +113,8 @@ def test_a_full_profile_is_read(write: Write) -> None:
     assert (schedule.jitter, schedule.cooldown) == (timedelta(seconds=30), timedelta(minutes=10))
     assert schedule.when == ({"probe_error": 0.02}, {"temperature_change_c": 5.0})
     assert (schedule.cron, schedule.max_per_hour) == ("0 */6 * * mon-fri", 4)
+    assert [(each.start_min, each.end_min) for each in schedule.quiet_hours] == [(720, 810), (1320, 360)]
+    assert schedule.timezone == "Europe/Berlin"
 
 
 def pimcal_gaussian_settings(noise: str, eta0: float, drift: tuple[str, float]) -> object:
@@ -130,6 +137,28 @@ def test_what_is_left_out_is_unbounded_floating_point_and_without_references(wri
     )
     assert (profile.gate.max_drop, profile.gate.repeats, profile.gate.images) == (0.0, 1, None)
     assert profile.recalibration.every is None
+    assert (profile.recalibration.quiet_hours, profile.recalibration.timezone) == ((), "UTC")
+
+
+def test_one_window_of_quiet_hours_needs_no_list(write: Write) -> None:
+    one = load(write(HEAD + "recalibration: {quiet_hours: 22:00-06:00}\n"))
+    assert one.hash == load(write(HEAD + "recalibration: {quiet_hours: ['22:00-06:00']}\n", "q.yaml")).hash
+    assert one.resolved()["recalibration"]["quiet_hours"] == ["22:00-06:00"]  # type: ignore[index, call-overload]
+
+
+def test_a_trigger_of_a_plugin_is_accepted_and_suggested(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plugin:
+        @hookimpl
+        def pimcal_register_triggers(self, register: RegisterTrigger) -> None:
+            register("humidity_change", lambda now, before, limit: Verdict(False, "it is dry"))
+
+    own = Registry()
+    own.register_plugin(Plugin(), "weather")
+    monkeypatch.setattr(default_registry, "default", lambda: own)
+    text = HEAD + "recalibration: {when: [{humidity_change: -3}]}\n"
+    assert load(write(text)).recalibration.when == ({"humidity_change": -3.0},)
+    (line,) = lines_of(write(text.replace("humidity", "humidty")))
+    assert line.startswith("p.yaml:4:25: recalibration.when.0.humidty_change: unknown trigger; did you mean 'humidity_")
 
 
 def test_null_means_left_out(write: Write) -> None:
@@ -234,6 +263,64 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(write: Write) -> 
         (
             HEAD + "recalibration: {when: [{a: x}]}\n",
             "p.yaml:4:28: recalibration.when.0.a: must be a valid number",
+        ),
+        (
+            HEAD + "recalibration: {every: 1h, when: [{age_h: 9}, {probe_eror: 1}]}\n",
+            "p.yaml:4:48: recalibration.when.1.probe_eror: unknown trigger; did you mean 'probe_error'?",
+        ),
+        (
+            HEAD + "recalibration: {when: [{xyz: 1}]}\n",
+            "p.yaml:4:25: recalibration.when.0.xyz: unknown trigger; known: age_h, link_errors_per_h, probe_error",
+        ),
+        (
+            HEAD + "recalibration: {when: [{age_h: 0}]}\n",
+            "p.yaml:4:32: recalibration.when.0.age_h: the limit must be above zero (got 0)",
+        ),
+        (
+            HEAD + "recalibration: {when: [{age_h: 1}, {age_h: 2}]}\n",
+            "p.yaml:4:37: recalibration.when.1.age_h: trigger given twice, first as recalibration.when.0",
+        ),
+        (
+            HEAD + "recalibration: {when: [{probe_error: 0.1}]}\n",
+            "p.yaml:4:25: recalibration.when.0.probe_error: nothing says when to probe; add recalibration.every or",
+        ),
+        (
+            HEAD + "recalibration: {cron: '0 0 31 4,feb *'}\n",
+            "p.yaml:4:23: recalibration.cron: never comes: none of its months has such a day",
+        ),
+        (
+            HEAD + "recalibration: {every: 1h, jitter: 60m}\n",
+            "p.yaml:4:36: recalibration.jitter: must be shorter than every (1h)",
+        ),
+        (
+            HEAD + "recalibration: {max_age: 1h, cooldown: 2h}\n",
+            "p.yaml:4:26: recalibration.max_age: must not be shorter than cooldown (2h)",
+        ),
+        (
+            HEAD + "recalibration: {quiet_hours: [22:00-06:00, 6:00-7:00]}\n",
+            "p.yaml:4:44: recalibration.quiet_hours.1: quiet hours are written",
+        ),
+        (
+            HEAD + "recalibration: {quiet_hours: 25:00-06:00}\n",
+            "p.yaml:4:30: recalibration.quiet_hours: quiet hours are written",
+        ),
+        (
+            HEAD + "recalibration: {quiet_hours: 00:00-24:00}\n",
+            "p.yaml:4:30: recalibration.quiet_hours: quiet hours that begin and end at one time",
+        ),
+        (
+            HEAD + "recalibration: {quiet_hours: [22:00-12:00, 11:00-22:00]}\n",
+            "p.yaml:4:30: recalibration.quiet_hours: together the quiet hours last the whole day",
+        ),
+        (HEAD + "recalibration: {quiet_hours: 22}\n", "p.yaml:4:30: recalibration.quiet_hours: must be a list"),
+        (
+            HEAD + "recalibration: {timezone: Europe/Berln}\n",
+            "p.yaml:4:27: recalibration.timezone: not a time zone; names are those of the IANA database, as "
+            "\"Europe/Berlin\"; did you mean 'Europe/Berlin'?",
+        ),
+        *(
+            (HEAD + f"recalibration: {{timezone: {name}}}\n", "p.yaml:4:27: recalibration.timezone: not a time zone")
+            for name in ("Europe", "../UTC", "/etc/localtime", "''", "'\\0'", "tzdata.zi")
         ),
         (
             "schema: pimcal/1\nbackend: gaussian\ndevice: {noise: mul, eta0: 1, drift: {kind: linear, rat_per_s: 1}}",
@@ -510,7 +597,11 @@ changes = st.fixed_dictionaries(
         "host": st.lists(st.text(), max_size=4),
         "references": st.fixed_dictionaries({"offset": st.integers(0, 9), "gain": st.integers(0, 9)}),
         "recalibration.every": st.from_regex(r"[0-9]{1,4}d[1-9][0-9]?h[0-9]{1,6}s", fullmatch=True),
-        "recalibration.when": st.lists(st.builds(lambda k, v: {k: v}, st.text(), st.floats(-9, 9)), max_size=3),
+        "recalibration.when": st.dictionaries(
+            st.sampled_from(sorted(BUILT_IN.keys() - {"probe_error"})), st.floats(1e-9, 9), max_size=3
+        ).map(lambda limits: [{name: limit} for name, limit in limits.items()]),
+        "recalibration.quiet_hours": st.from_regex(r"(0[0-9]|1[0-1]):[0-5][0-9]-(1[2-9]):[0-5][0-9]", fullmatch=True),
+        "recalibration.timezone": st.sampled_from(["UTC", "Asia/Kathmandu"]),
     },
 )
 

@@ -53,6 +53,8 @@ DEVICE = HEAD + "device: {noise: mul, eta0: 0.1}\n"
     "text",
     [
         DEVICE + "recalibration: {every: 1h30m, when: [{probe_error: 0.02}]}",
+        DEVICE + "recalibration: {quiet_hours: 22:00-06:00, timezone: Europe/Berlin}",
+        DEVICE + "recalibration: {quiet_hours: [12:00-13:00, 22:00-24:00]}",
         DEVICE + "tiles: null\nio: {input_bits: null}\nhost: [fc]",
         "extends: gaussian_mul\n",
         HEAD + "device: {noise: mul, eta0: 1, drift: {kind: linear, rate_per_s: 1}}",
@@ -71,6 +73,8 @@ def test_the_schema_accepts_what_a_profile_may_hold(text: str) -> None:
         DEVICE + "io: {input_bits: 17}",
         DEVICE + "recalibration: {every: 1 hour}",
         DEVICE + "recalibration: {when: [{a: 1, b: 2}]}",
+        DEVICE + "recalibration: {quiet_hours: 24:00-06:00}",
+        DEVICE + "recalibration: {quiet_hours: [22:00-06:00, 6]}",
         HEAD + "device: {noise: mull, eta0: 0.1}",
         HEAD + "device: {noise: mul, eta0: 0.1, drift: {kind: linear}}",
         DEVICE.replace("gaussian", "ideal"),

@@ -13,6 +13,7 @@ from pimcal import events
 from pimcal.errors import ConfigError, MissingExtraError
 from pimcal.hookspecs import hookimpl
 from pimcal.ideal import Ideal, IdealSettings
+from pimcal.recalibration.triggers import BUILT_IN, Trigger, Verdict
 from pimcal.registry import Registry
 
 BACKEND = """
@@ -258,6 +259,31 @@ def test_metrics_are_found_by_name_and_two_of_one_name_are_refused():
     registry.register_plugin(Plugin(pimcal_register_metrics=pimcal_register_metrics), "two")
     with pytest.raises(ConfigError, match="metric 'top2'"):
         registry.metrics()
+
+
+def test_triggers_are_found_by_name_beside_those_of_pimcal_and_two_of_one_name_are_refused():
+    def never(now, before, limit):
+        return Verdict(False, "never")
+
+    probing = Trigger(never, needs_probe=True)
+
+    def pimcal_register_triggers(register):
+        register("never", never)
+        register("probing", probing)
+
+    registry = Registry()
+    registry.register_plugin(Plugin(pimcal_register_triggers=pimcal_register_triggers), "one")
+    assert registry.triggers() == {**BUILT_IN, "never": Trigger(never), "probing": probing}
+    registry.register_plugin(Plugin(pimcal_register_triggers=pimcal_register_triggers), "two")
+    with pytest.raises(ConfigError, match=r"two plugins claim trigger 'never': module .*test_registry"):
+        registry.triggers()
+
+
+def test_a_trigger_cannot_take_the_place_of_one_of_pimcal():
+    registry = Registry()
+    registry.register_plugin(Plugin(pimcal_register_triggers=lambda register: register("age_h", max)), "mine")
+    with pytest.raises(ConfigError, match=r"trigger 'age_h' \(module .*pimcal has a trigger of this name; rename it"):
+        registry.triggers()
 
 
 def test_commands_are_added_to_the_application_that_is_passed():
