@@ -14,7 +14,8 @@ from pimcal import __version__
 from pimcal.errors import DeviceUnavailableError, PimcalError
 from pimcal_serial.lock import BoardLock
 from pimcal_serial.replay import ReplayedBoard, ReplaySession, TracedSession
-from pimcal_serial.session import BoardRestartedError, RefusedError, Session, Timing
+from pimcal_serial.requests import BoardRestartedError, RefusedError
+from pimcal_serial.session import Session, Timing
 from pimcal_serial.settings import REPLAY, SIMULATED, SerialSettings
 from pimcal_serial.trace import TraceWriter, traced
 from pimcal_serial.transport import DirectTransport, LinkError, Transport, lock_name, open_port, resolve_port

@@ -20,7 +20,8 @@ from pimcal_serial.gather import Overlapping, bands
 from pimcal_serial.inputs import Int8s, Int32s
 from pimcal_serial.messages import Readback, ReadbackResult, Readings
 from pimcal_serial.products import input_format, largest, output_format, readback_rows
-from pimcal_serial.session import BoardRestartedError, Request, Session
+from pimcal_serial.requests import BoardRestartedError, Request
+from pimcal_serial.session import Session
 from pimcal_serial.streams import LARGEST_STEP, ClippedError, Job, Product, Products, Range, exchange, program_jobs
 
 logger = logging.getLogger("pimcal.serial")

@@ -28,7 +28,8 @@ from pimcal_serial.frames import (
 )
 from pimcal_serial.messages import BoardInfo, Boot, Program
 from pimcal_serial.recording import ANSWERS, OF_THE_LINK, PAYLOAD, Exchange, Recording, sightings
-from pimcal_serial.session import Request, Session
+from pimcal_serial.requests import Request
+from pimcal_serial.session import Session
 from pimcal_serial.trace import Trace, TraceWriter
 from pimcal_serial.transport import DirectTransport, Transport
 

@@ -13,7 +13,8 @@ from typing import Any
 from pimcal.errors import DeviceUnavailableError
 from pimcal_serial.frames import MessageType
 from pimcal_serial.messages import U32, Capability, Readings, SelfTest, Stats
-from pimcal_serial.session import BoardRestartedError, Request, Session
+from pimcal_serial.requests import BoardRestartedError, Request
+from pimcal_serial.session import Session
 
 _BITS_PER_BYTE = 10  # 8N1
 _ROUND_TRIP_BYTES = 16

@@ -12,11 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 
-from pimcal.errors import DeviceUnavailableError, UsageError
+from pimcal.errors import DeviceUnavailableError
 from pimcal_serial.frames import (
     ANSWER,
-    NO_TILE,
-    VERSION,
     Frame,
     FrameReader,
     MessageType,
@@ -25,7 +23,9 @@ from pimcal_serial.frames import (
     encode_frame,
     encoded_size,
 )
+from pimcal_serial.greeting import board_info, not_greeted
 from pimcal_serial.messages import BoardInfo, Boot, HostInfo, Log
+from pimcal_serial.requests import BoardRestartedError, RefusedError, Request
 from pimcal_serial.transport import LinkError, Transport
 
 logger = logging.getLogger("pimcal.serial")
@@ -33,53 +33,11 @@ logger = logging.getLogger("pimcal.serial")
 _LARGEST_SEQUENCE = 0xFFFF
 _LARGEST_FRAME = encoded_size(1 << 20)  # before HELLO has told
 _BITS_PER_BYTE = 10  # 8N1
-_FRAME_OVERHEAD = encoded_size(0)
+_REQUEST_OVERHEAD = encoded_size(16)  # of a product: its frame, and the fixed part of its payload
 _REPEATS = 3  # silences before the line is flushed and the board greeted anew
 _BUSY_PAUSE_S = 0.01
 _LARGEST_BACKOFF_S = 1.0
 _LOG_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-
-
-_MEANINGS: dict[int, str] = {
-    Status.UNKNOWN_TYPE: "it cannot do that",
-    Status.BAD_LENGTH: "the request is not as long as it should be",
-    Status.OUT_OF_RANGE: "there is no such tile, row, column or rate",
-    Status.BAD_VALUE: "a value is outside of the board's bits",
-    Status.NOT_PROGRAMMED: "the tile holds no weights; program it first",
-}
-
-
-class BoardRestartedError(DeviceUnavailableError):
-    """The board has started anew, so that its weights are gone; requests without an answer yet were not repeated."""
-
-
-class RefusedError(UsageError):
-    """The board has answered with a status other than OK."""
-
-    def __init__(self, request: Request, status: int) -> None:
-        name = Status(status).name if status in set(Status) else f"status {status}"
-        where = "" if request.tile == NO_TILE else f" on tile {request.tile}"
-        super().__init__(f"the board refused {request.kind.name}{where}: {name} ({_MEANINGS.get(status, 'unknown')})")
-        self.status = status
-
-
-def _at_once() -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to ask; `answer_bytes` is how long the answer's payload will be, for time-outs.
-
-    `ready`: whether it may be sent, and what comes behind it; asked until it says yes. What gets lost is repeated later
-    than what was sent behind it, so that a request has to wait for the answers to those that it depends on.
-    """
-
-    kind: MessageType
-    payload: bytes = b""
-    tile: int = NO_TILE
-    answer_bytes: int = 0
-    ready: Callable[[], bool] = _at_once
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +127,7 @@ class Session:
         if not counters.repeats:
             return self.info.max_payload
         errors = counters.repeats / (counters.bytes_sent + counters.bytes_received)
-        return min(self.info.max_payload, math.isqrt(round(_FRAME_OVERHEAD / errors)))
+        return min(self.info.max_payload, math.isqrt(round(_REQUEST_OVERHEAD / errors)))
 
     def request(self, request: Request) -> bytes:
         """One request's answer."""
@@ -183,11 +141,14 @@ class Session:
         """
         waiting, under_way = iter(requests), OrderedDict[int, _UnderWay]()
         self._clear()
-        request = next(waiting, None)
+        request, probed = next(waiting, None), False
         while request or under_way:
             while request and self._has_room(under_way) and request.ready():
                 self._start(request, under_way)
                 request = next(waiting, None)
+            if not (request or probed) and self.counters.repeats and self._has_room(under_way):
+                probed = True  # nothing comes behind the last requests that would tell that they got lost
+                self._send_probe()
             assert under_way, "a request waits for an answer that cannot come"
             self._await_answer(under_way)
             yield from self._finished(under_way)
@@ -346,6 +307,10 @@ class Session:
         if not lost:
             return
         self._repeat(lost)
+        self._send_probe()
+
+    def _send_probe(self) -> None:
+        """Ask for an echo: its answer tells that what was sent before it and has no answer is lost."""
         self._transmissions += 1
         self._probe = self._next_sequence(), self._transmissions
         self._outgoing += encode_frame(Frame(MessageType.ECHO, self._probe[0]))
@@ -449,52 +414,6 @@ class Session:
                 heard += len(received)
                 for frame in (*reader.feed(received), *reader.take_other_versions()):
                     if frame.type == MessageType.HELLO | ANSWER and frame.sequence == sequence:
-                        return self._board_info(frame)
+                        return board_info(self._name, frame)
             if self._clock() >= deadline_s:
-                raise self._not_greeted(heard, reader)
-
-    def _not_greeted(self, heard: int, reader: FrameReader) -> DeviceUnavailableError:
-        if not heard:
-            return DeviceUnavailableError(
-                f"{self._name} is silent: nothing came back; check its power, the cable, and the baud rate"
-            )
-        if reader.received:
-            return DeviceUnavailableError(
-                f"{self._name} sends frames but does not answer HELLO; restart the board (a line that "
-                "echoes does that, too: check where the port leads)"
-            )
-        return DeviceUnavailableError(
-            f"{self._name} is not a PIM board, or has another baud rate: {heard} bytes came back, none of them a frame"
-        )
-
-    def _board_info(self, frame: Frame) -> BoardInfo:
-        if frame.version != VERSION or frame.status == Status.VERSION:
-            raise DeviceUnavailableError(
-                f"{self._name} speaks version {frame.version} of the protocol, this is version {VERSION}; "
-                "update the older of the two"
-            )
-        try:
-            info = BoardInfo.decode(frame.payload)
-        except PayloadError as error:
-            raise DeviceUnavailableError(f"{self._name} sends a HELLO that cannot be read: {error}") from error
-        wrong = "; ".join(_nonsense(info))
-        if frame.status or wrong:
-            raise DeviceUnavailableError(
-                f"{self._name} sends a HELLO that makes no sense ({wrong or f'status {frame.status}'}); "
-                "update its firmware"
-            )
-        return info
-
-
-def _nonsense(info: BoardInfo) -> Iterator[str]:
-    """What of a HELLO cannot be."""
-    for name in ("tiles", "rows", "cols", "window"):
-        if not getattr(info, name):
-            yield f"{name} is 0"
-    for name in ("weight_bits", "input_bits"):
-        if not 2 <= getattr(info, name) <= 8:
-            yield f"{name} is {getattr(info, name)}"
-    if info.max_payload < 64 + max(info.rows, 4 * info.cols):
-        yield f"max_payload is {info.max_payload}"
-    if info.replay < info.window:
-        yield f"replay {info.replay} is less than window {info.window}"
+                raise not_greeted(self._name, heard, reader)

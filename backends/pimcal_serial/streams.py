@@ -25,7 +25,8 @@ from pimcal_serial.gather import (
 from pimcal_serial.inputs import InputFormat, Int8s, Int32s, OutputFormat, output_size
 from pimcal_serial.messages import BoardInfo, Mvm, MvmGather, MvmResult, Program, ProgramResult, WriteBuffer
 from pimcal_serial.products import fitting, program_rows, spans, vector_sizes
-from pimcal_serial.session import Request, Session
+from pimcal_serial.requests import Request
+from pimcal_serial.session import Session
 
 LARGEST_STEP = 2**24
 _AHEAD = SEGMENTS - 1  # turns by which a piece is written before it is used

@@ -15,7 +15,8 @@ from pimcal.errors import DeviceUnavailableError
 from pimcal_serial.driver import Driver
 from pimcal_serial.frames import ANSWER, Frame, FrameReader, MessageType, Status, encode_frame
 from pimcal_serial.messages import BoardInfo, Stats
-from pimcal_serial.session import BoardRestartedError, RefusedError, Request, Session, Timing
+from pimcal_serial.requests import BoardRestartedError, RefusedError, Request
+from pimcal_serial.session import Session, Timing
 from pimcal_serial.simulator.board import Board
 from pimcal_serial.simulator.settings import BoardSettings
 from pimcal_serial.transport import LinkError

@@ -30,7 +30,7 @@ from pimcal_serial.gather import Overlapping
 from pimcal_serial.messages import BoardInfo, Boot, Log
 from pimcal_serial.recording import Recording, sightings
 from pimcal_serial.report import board_report, restart
-from pimcal_serial.session import Request
+from pimcal_serial.requests import Request
 from pimcal_serial.settings import SerialSettings
 from pimcal_serial.simulator.ports import PtyPort
 from pimcal_serial.simulator.serve import serving

@@ -17,7 +17,8 @@ from pimcal.errors import DeviceUnavailableError
 from pimcal_serial.connection import Connection
 from pimcal_serial.driver import Driver
 from pimcal_serial.frames import MessageType
-from pimcal_serial.session import RefusedError, Request, Session, Timing
+from pimcal_serial.requests import RefusedError, Request
+from pimcal_serial.session import Session, Timing
 from pimcal_serial.settings import SerialSettings
 from pimcal_serial.simulator.ports import PtyPort
 from pimcal_serial.simulator.serve import serving

@@ -108,9 +108,9 @@ class BoardSettings(_Part):
 
     @model_validator(mode="after")
     def _refuse_what_the_protocol_excludes(self) -> BoardSettings:
-        least = 64 + max(self.rows, 4 * self.cols)
+        least = max(64 + max(self.rows, 4 * self.cols), 4 + 2 * self.tiles)
         if self.max_payload < least:
-            raise ValueError(f"max_payload {self.max_payload} is less than {least}, which the size of the tiles needs")
+            raise ValueError(f"max_payload {self.max_payload} is less than {least}, which tiles so large and many need")
         if self.replay < self.window:
             raise ValueError(f"replay {self.replay} is less than window {self.window}")
         if self.output_bits == 1:
