@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pimcal.profile import Profile as Profile
     from pimcal.profile import load_profile as load_profile
     from pimcal.record import Record as Record
+    from pimcal.store import Store as Store
+    from pimcal.store import load_active as load_active
 
 _HOMES = {
     "Backend": "pimcal.backend",
@@ -32,9 +34,11 @@ _HOMES = {
     "PimcalError": "pimcal.errors",
     "Profile": "pimcal.profile",
     "Record": "pimcal.record",
+    "Store": "pimcal.store",
     "calibrate": "pimcal.calibration",
     "deploy": "pimcal.deployment",
     "hookimpl": "pimcal.hookspecs",
+    "load_active": "pimcal.store",
     "load_profile": "pimcal.profile",
     "open_device": "pimcal.device",
 }

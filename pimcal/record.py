@@ -77,13 +77,17 @@ class Record:
 
         Raises StorageError; a file that stood there before is untouched then.
         """
+        path = Path(path)
+        write_atomically(path, self.to_bytes())
+        return path
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
         from safetensors.torch import save
 
         about = {"format": FORMAT, "method": self.method, "made_with": asdict(self.made_with)}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in _flat(self.corrections).items()}
-        path = Path(path)
-        write_atomically(path, save(tensors, {"pimcal": json.dumps(about, sort_keys=True)}))
-        return path
+        return save(tensors, {"pimcal": json.dumps(about, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str | Path) -> Record:

@@ -13,7 +13,7 @@ import typer
 import pimcal
 from pimcal import registry
 from pimcal.cli import backends as backends_command
-from pimcal.cli import calibrate, doctor, evaluate, placement, profiles, records, sweep, timeline
+from pimcal.cli import calibrate, doctor, evaluate, history, placement, profiles, records, sweep, timeline
 from pimcal.errors import PimcalError, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -50,6 +50,7 @@ def build() -> typer.Typer:
     app.command("sweep")(sweep.sweep)
     app.command("timeline")(timeline.timeline)
     app.add_typer(records.app, name="records")
+    app.command("history")(history.history)
     return app
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,17 +12,21 @@ import typer
 
 from pimcal.cli import options as o
 from pimcal.cli.output import mvm_bar, note, print_json, print_table, shown, stdout_for_json
-from pimcal.errors import UsageError
+from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
     from pimcal.calibration.divergence import Divergence
     from pimcal.calibration.gate import Verdict
     from pimcal.deployment import Deployment
+    from pimcal.device import Cost
     from pimcal.metrics import Metric
+    from pimcal.record import Record
     from pimcal.sources.batches import Batches
+    from pimcal.store import Generation, Store
 
 SYNTHETIC_HELD_OUT = 256
+DEFAULT_OUT = Path("calibration.safetensors")
 FEW_HELD_OUT = 50  # with fewer, one image more or less decides
 
 
@@ -45,9 +51,18 @@ def calibrate(
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Calibration images; left out: as the profile says.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the record goes.")] = Path(
-        "calibration.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help=f"Where the record goes; left out: {DEFAULT_OUT}, and with --store no file."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store", metavar="DIR", help="Keep the record in this store; the gate compares with what is active there."
+        ),
+    ] = None,
     active: Annotated[
         Path | None,
         typer.Option("--active", metavar="FILE", help="The record in force now, which the gate compares with."),
@@ -75,9 +90,13 @@ def calibrate(
     --data are the held-out images. Without --calibration-data the first --images of them calibrate, the rest is held
     out. With `--calibration-data synthetic` no real image is needed for the calibration.
     """
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name a file in it")
-    check_writable(out.parent)
+    if active is not None and store is not None:
+        raise UsageError("--active and --store both name the record in force now; give one of them")
+    file = DEFAULT_OUT if out is None and store is None else out
+    if file is not None:
+        _check_out(file)
+    if store is not None:
+        check_writable(store)
     o.check_method(method)
 
     from pimcal.deployment import deploy
@@ -94,18 +113,66 @@ def calibrate(
         o.check_calibration_images(found.calibration)
         o.check_input(subject.model, next(iter(found.held_out)))
         chosen = o.choose_metric(metric, found.held_out.has_labels)
-        with open_device(subject.profile) as device:
+        with open_device(subject.profile) as device, _opened(store) as kept:
             net = deploy(subject.model, device)
             for remark in net.placement.notes:
                 note(remark)
+            if kept is not None:
+                in_force = _active(kept, net, force)
             if in_force is not None:
                 net.apply(in_force, force=force)
             verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
-    path = verdict.record.save(out) if verdict.activated else None
+            generation = None if kept is None else _keep(kept, verdict, device.cost)
+    path = verdict.record.save(file) if verdict.activated and file is not None else None
     if as_json:
-        print_json(_as_json(verdict, divergences, path))
+        print_json(_as_json(verdict, divergences, path, generation))
     else:
-        _print(verdict, divergences, path)
+        _print(verdict, divergences, path, generation)
+
+
+def _check_out(file: Path) -> None:
+    if file.is_dir():
+        raise UsageError(f"--out {file} is a folder; name a file in it")
+    check_writable(file.parent)
+
+
+@contextmanager
+def _opened(folder: Path | None) -> Iterator[Store | None]:
+    """The store, made where there is none."""
+    if folder is None:
+        yield None
+        return
+    from pimcal.store import Store
+
+    with Store.create(folder) as store:
+        yield store
+
+
+def _active(store: Store, net: Deployment, force: bool) -> Record | None:
+    """The store's active record, if it can be in force: a calibration is what mends a store where it cannot."""
+    from pimcal.record import check_fits
+    from pimcal.store import key_of
+
+    try:
+        record = store.active_record(key_of(net))
+        if record is not None:
+            check_fits(record, net.model_hash, net.device, force=force)
+    except (DataError, StorageError) as error:
+        note(f"the gate compares with no record in force: {error}")
+        return None
+    return record
+
+
+def _keep(store: Store, verdict: Verdict, cost: Cost) -> Generation:
+    """Put the record into the store: active, or rejected."""
+    record, reason = verdict.record, verdict.reason
+    generation = store.add_candidate(record, f"calibrated with {record.method}, {record.made_with.images} images")
+    generation = (store.activate if verdict.activated else store.reject)(generation.id, reason)
+    store.journal.add_run(
+        generation.key, outcome=generation.state, reason=reason, cost=cost, images=record.made_with.images,
+        generation=generation.id,
+    )  # fmt: skip
+    return generation
 
 
 def _images(
@@ -201,7 +268,12 @@ def _run(
     return verdict, {name: (before[name], after[name]) for name in before}
 
 
-def _as_json(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], path: Path | None) -> dict[str, Any]:
+def _as_json(
+    verdict: Verdict,
+    found: dict[str, tuple[Divergence, Divergence]],
+    path: Path | None,
+    generation: Generation | None,
+) -> dict[str, Any]:
     made = verdict.record.made_with
     result = {
         "method": verdict.record.method,
@@ -216,6 +288,7 @@ def _as_json(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], 
         "gate": {"images": verdict.images, "mvms": verdict.mvms},
         "id": verdict.record.id,
         "record": None if path is None else str(path),
+        "generation": None if generation is None else generation.id,
     }
     if found:
         result["divergence"] = {
@@ -224,14 +297,22 @@ def _as_json(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], 
     return result
 
 
-def _print(verdict: Verdict, found: dict[str, tuple[Divergence, Divergence]], path: Path | None) -> None:
+def _print(
+    verdict: Verdict,
+    found: dict[str, tuple[Divergence, Divergence]],
+    path: Path | None,
+    generation: Generation | None,
+) -> None:
     made, metric = verdict.record.made_with, str(verdict.record.made_with.metric)
     typer.echo(f"{verdict.record.method}: {made.images} images, {made.mvms:,} MVMs, {made.seconds:.1f} s")
     typer.echo(f"{metric} before {shown(metric, verdict.before)}, after {shown(metric, verdict.after)}")
+    if generation is not None:
+        typer.echo(f"generation {generation.id} is {generation.state} in the store")
     if path is not None:
         typer.echo(f"record {verdict.record.id} written to {path}")
-    else:
-        typer.echo(f"not activated: {verdict.reason}; nothing was written (--max-drop allows more)")
+    if not verdict.activated:
+        written = "nothing was written" if generation is None else "what was in force still is"
+        typer.echo(f"not activated: {verdict.reason}; {written} (--max-drop allows more)")
     if found:
         rows = [(name, f"{b.kl:.4f}", f"{a.kl:.4f}", f"{b.js:.4f}", f"{a.js:.4f}") for name, (b, a) in found.items()]
         print_table(("behind layer", "KL before", "KL after", "JS before", "JS after"), rows)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pimcal.cli import options as o
+from pimcal.cli import stores as s
 from pimcal.cli.output import mvm_bar, note, print_json, shown, stdout_for_json
+from pimcal.errors import UsageError
+
+if TYPE_CHECKING:
+    from pimcal.deployment import Deployment
+    from pimcal.store import Generation, Store
 
 
 def evaluate(
@@ -18,6 +24,10 @@ def evaluate(
     data: o.Data,
     weights: o.Weights = None,
     record: Annotated[Path | None, typer.Option("--record", help="Calibration record to apply first.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="DIR", help="Apply first what is active in this store, for device and model."),
+    ] = None,
     force: o.Force = False,
     preprocess: o.Preprocess = "none",
     metric: o.MetricOption = None,
@@ -35,24 +45,44 @@ def evaluate(
     from pimcal.evaluation import evaluate as run
     from pimcal.record import Record
 
+    if record is not None and store is not None:
+        raise UsageError("--record and --store both name a record to apply; give one of them")
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, seed, torch_device)
         batches = o.load_data(data, preprocess, images, batch_size)
         o.check_input(subject.model, next(iter(batches)))
         chosen = o.choose_metric(metric, batches.has_labels)
         corrections = None if record is None else Record.load(record)
+        kept = s.open_reader(store)
+        generation = None
         with open_device(subject.profile) as device:
             net = deploy(subject.model, device)
             for remark in net.placement.notes:
                 note(remark)
             if corrections is not None:
                 net.apply(corrections, force=force)
+            if kept is not None:
+                generation = _apply_active(kept, net, force)
             total = estimate(net, next(iter(batches)), batches.images).mvms
             with mvm_bar("evaluating", total, lambda: device.cost.mvms):
                 result = run(net, batches, chosen)
     if as_json:
-        print_json({**asdict(result), "profile": subject.profile.name, "record": record and str(record)})
+        applied = {"record": record and str(record), "generation": generation and generation.id}
+        print_json({**asdict(result), "profile": subject.profile.name, **applied})
         return
     value = shown(result.metric, result.value)
     typer.echo(f"{result.metric} {value} on {subject.profile.name} ({result.images} images)")
     typer.echo(f"{result.mvms:,} MVMs in {result.seconds:.1f} s")
+
+
+def _apply_active(store: Store, net: Deployment, force: bool) -> Generation | None:
+    """Apply what is active for the network's device and model, and say which; None where nothing is."""
+    from pimcal.store import key_of
+
+    generation = store.active(key_of(net))
+    if generation is None:
+        note(f"no generation is active for {key_of(net)} in store {store.folder}; evaluating without corrections")
+        return None
+    net.apply(store.record(generation.id), force=force)
+    note(f"generation {generation.id} of store {store.folder} is applied: {generation.reason}")
+    return generation

@@ -72,3 +72,116 @@ def test_what_is_no_record_is_refused_by_name(lab, made, pimcal_run, command):
         assert f"error: {path}: not a calibration record" in done.err
     done = pimcal_run("records", *command, "absent.safetensors")
     assert (done.code, done.out, done.err) == (65, "", "error: there is no file absent.safetensors\n")
+
+
+# records in a store
+
+
+@pytest.fixture
+def kept(lab, pimcal_run):
+    """The ids of a retired and an active generation, in the store `store` in the folder of the run."""
+    run = ("calibrate", *lab.on(), *NOISE, "--store", "store", "--max-drop", "1", "--json")
+    return [pimcal_run(*run, "--method", method).json["generation"] for method in ("paired", "affine")]
+
+
+def listed(pimcal_run, *options):
+    found = pimcal_run("records", "list", "--store", "store", "--json", *options).json["generations"]
+    return {each["id"]: each["state"] for each in found}
+
+
+def test_list_shows_the_generations_of_a_store(kept, pimcal_run):
+    assert listed(pimcal_run) == dict(zip(kept, ("retired", "active"), strict=True))
+    assert listed(pimcal_run, "--device", "another") == listed(pimcal_run, "--model-hash", "xyz") == {}
+    head, *rows = pimcal_run("records", "list", "--store", "store").out.splitlines()
+    assert head.split()[:3] == ["id", "state", "method"]
+    assert [row.split()[:4] for row in rows] == [
+        [kept[0], "retired", "paired", "accuracy"],
+        [kept[1], "active", "affine", "accuracy"],
+    ]
+
+
+def test_a_generation_stands_where_a_file_could(kept, pimcal_run):
+    pimcal_run("records", "export", kept[0][:6], "first.safetensors", "--store", "store")
+    shown = pimcal_run("records", "show", kept[0][:6], "--store", "store", "--json").json
+    generation = shown.pop("generation")
+    assert (generation["id"], generation["state"], generation["record_id"]) == (kept[0], "retired", shown["id"])
+    assert shown == pimcal_run("records", "show", "first.safetensors", "--json").json
+    assert shown == pimcal_run("records", "show", "first.safetensors", "--store", "store", "--json").json
+    told = pimcal_run("records", "show", "active", "--store", "store").out
+    assert [line.split()[1:] for line in told.splitlines()[1:3]] == [["id", kept[1]], ["state", "active"]]
+    found = pimcal_run("records", "diff", "first.safetensors", "active", "--store", "store", "--json").json
+    assert found["fields"]["method"] == ["paired", "affine"]
+
+
+def test_rollback_activate_and_history_go_together(kept, pimcal_run):
+    done = pimcal_run("records", "rollback", "--store", "store", "--reason", "worse in the field")
+    assert done.out == f"generation {kept[0]} (gaussian-mul-7) is active again\n"
+    assert listed(pimcal_run) == dict(zip(kept, ("active", "retired"), strict=True))
+    again = pimcal_run("records", "rollback", "--store", "store")
+    assert (again.code, again.out) == (2, "")
+    assert "there is nothing to go back to for device gaussian-mul-7 with model" in again.err
+    assert pimcal_run("records", "activate", kept[1][:8], "--store", "store", "--json").json["state"] == "active"
+
+    events = pimcal_run("history", "--store", "store", "--limit", "4", "--json").json["events"]
+    assert [(event["kind"], event["generation"]) for event in events] == [
+        ("retired", kept[1]), ("rolled_back", kept[0]), ("retired", kept[0]), ("activated", kept[1]),
+    ]  # fmt: skip
+    assert events[1]["reason"] == "worse in the field"
+    lines = pimcal_run("history", "--store", "store").out.splitlines()
+    assert [line.split()[1] for line in lines[1:]][:3] == ["created", "candidate", "activated"]
+    only = pimcal_run("history", "--store", "store", "--generation", kept[0], "--json").json["events"]
+    assert {event["generation"] for event in only} == {kept[0]}
+
+
+def test_pin_keeps_what_gc_would_remove(lab, kept, pimcal_run):
+    for method in ("pooled", "ema"):
+        pimcal_run("calibrate", *lab.on(), *NOISE, "--store", "store", "--max-drop", "1", "--method", method)
+    assert pimcal_run("records", "pin", kept[0], "--store", "store", "--json").json["pinned"] is True
+    found = pimcal_run("records", "gc", "--store", "store", "--keep", "0", "--json").json
+    assert (found["generations"], found["files"]) == ([kept[1]], 1)
+    assert kept[1] not in listed(pimcal_run)
+    assert listed(pimcal_run, "--all")[kept[1]] == "retired"
+    pimcal_run("records", "unpin", kept[0], "--store", "store")
+    done = pimcal_run("records", "gc", "--store", "store", "--keep", "0")
+    assert done.out.startswith("1 generations and 1 files removed, ")
+    gone = pimcal_run("records", "show", kept[0], "--store", "store")
+    assert (gone.code, gone.out) == (74, "")
+    assert "was removed by gc; its history is all there is" in gone.err
+
+
+def test_export_and_import_carry_a_record_to_another_store(kept, pimcal_run):
+    pimcal_run("records", "export", "active", "out/record.safetensors", "--store", "store")
+    done = pimcal_run("records", "import", "out/record.safetensors", "--store", "other", "--json").json
+    assert (done["state"], done["method"]) == ("candidate", "affine")
+    twice = pimcal_run("records", "import", "out/record.safetensors", "--store", "other")
+    assert (twice.code, twice.out) == (65, "")
+    assert "already, as generation" in twice.err
+    assert pimcal_run("records", "activate", done["id"], "--store", "other").code == 0
+
+
+def test_mistakes_are_told_without_a_traceback(lab, kept, pimcal_run):
+    for command, code, told in (
+        (("records", "list", "--store", "absent"), 74, "there is no store in absent"),
+        (("history", "--store", lab.network), 74, "is a file, and a store is a folder"),
+        (("records", "activate", "zzz", "--store", "store"), 2, "no generation's id starts with 'zzz'"),
+        (("records", "show", "0" * 12, "--store", "store"), 2, "no generation's id starts with"),
+        (("records", "show", "active"), 65, "there is no file active"),
+        (("records", "rollback", "--store", "store", "--device", "another"), 2, "it has: device gaussian-mul-7"),
+        (("records", "import", "absent", "--store", "store"), 65, "there is no file absent"),
+    ):
+        done = pimcal_run(*command)
+        assert (done.code, done.out) == (code, "")
+        assert done.err.startswith("error: ")
+        assert told in done.err
+
+
+def test_an_old_store_is_migrated_on_request(pimcal_run, tmp_path):
+    from .store_records import old_store
+
+    old_store(tmp_path / "old")
+    refused = pimcal_run("history", "--store", tmp_path / "old")
+    assert (refused.code, refused.out) == (74, "")
+    assert f"`pimcal records migrate --store {tmp_path / 'old'}`" in refused.err
+    assert pimcal_run("records", "migrate", "--store", tmp_path / "old").out == "schema 2, from 1\n"
+    assert pimcal_run("records", "migrate", "--store", tmp_path / "old", "--json").json == {"from": 2, "to": 2}
+    assert pimcal_run("history", "--store", tmp_path / "old").code == 0

@@ -1,0 +1,109 @@
+"""Removing what nobody needs any more: old generations' tensors, and files that no row names."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pimcal.errors import StorageError
+from pimcal.store.database import Database
+from pimcal.store.events import write_event
+from pimcal.store.generations import Key, change
+from pimcal.store.migration import STAGE
+from pimcal.store.tensors import SUFFIX, file_of
+
+if TYPE_CHECKING:
+    from pimcal.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What gc removed: generations by id, and how many files with how many bytes."""
+
+    generations: tuple[str, ...]
+    files: int
+    bytes: int
+
+
+def collect_garbage(store: Store, keep: int, reason: str) -> Collected:
+    """Remove the tensors of retired and of rejected generations, but for the newest `keep` of each.
+
+    The newest are counted for each device and model. Active and pinned generations, candidates, those that a rollback
+    would go back to, and history stay. Files that no row names, as a killed process leaves them, go too. Readers may
+    read meanwhile.
+
+    On a full disk no row can be written before there is room: the log is shortened and unnamed files go first. The
+    generations' files follow when the rows that no longer need them are on the disk.
+    """
+    store.database.shorten_log()
+    files = _remove_unreferenced(store.database)
+    with store.database.transaction() as connection:
+        needed = {previous.id for key in store.known_keys() if (previous := store.previous(key))}
+        old = [(generation, key) for generation, key in _older_than(connection, keep) if generation not in needed]
+        for generation, key in old:
+            now = store.clock()
+            change(connection, generation, collected_at=now)
+            write_event(connection, now, "collected", reason, key=key, generation=generation)
+    files += _remove_unreferenced(store.database)
+    store.database.shorten_log()
+    return Collected(tuple(generation for generation, _ in old), len(files), sum(files))
+
+
+def _older_than(connection: sqlite3.Connection, keep: int) -> list[tuple[str, Key]]:
+    """By the order of events, not by time: clocks jump."""
+    rows = connection.execute(
+        """
+        SELECT id, device, model_hash FROM (
+            SELECT generations.*, row_number() OVER (
+                PARTITION BY device, model_hash, state
+                ORDER BY (SELECT max(events.seq) FROM events
+                          WHERE generation = generations.id AND kind IN ('retired', 'rejected')) DESC
+            ) AS place
+            FROM generations WHERE state IN ('retired', 'rejected') AND collected_at IS NULL AND NOT pinned
+        ) WHERE place > ? ORDER BY seq
+        """,
+        (keep,),
+    )
+    return [(row["id"], Key(row["device"], row["model_hash"])) for row in rows]
+
+
+def _remove_unreferenced(database: Database) -> list[int]:
+    """The sizes of the files that went. Nobody writes meanwhile, so no file is about to be named."""
+    with database.transaction() as connection:
+        needed = _referenced(connection)
+        unnamed = [path for path in (database.folder / "tensors").iterdir() if path.name not in needed]
+        sizes = [_remove(path) for path in unnamed]
+        for stage in database.folder.glob(f"{STAGE}*"):
+            shutil.rmtree(stage, ignore_errors=True)
+    return sizes
+
+
+def drop_unreferenced(database: Database, hashes: Collection[str]) -> None:
+    """Take back files whose rows were not written, as far as that is possible now; gc finds them otherwise."""
+    if not hashes:
+        return
+    with suppress(StorageError), database.transaction() as connection:
+        needed = _referenced(connection)
+        for sha256 in hashes:
+            path = file_of(database.folder, sha256)
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _referenced(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT DISTINCT sha256 FROM generations WHERE collected_at IS NULL")
+    return {f"{row['sha256']}{SUFFIX}" for row in rows}
+
+
+def _remove(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot remove {path}: {error.strerror}; the rest of the store is as it was") from error
+    return size

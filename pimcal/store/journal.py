@@ -1,0 +1,163 @@
+"""What a store remembers beside generations: history, runs of calibrations, probes, telemetry."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pimcal.store.clock import Clock
+from pimcal.store.database import Database
+from pimcal.store.events import COLUMNS as EVENT_COLUMNS
+from pimcal.store.events import Event, write_event
+from pimcal.store.generations import Key
+
+if TYPE_CHECKING:
+    from pimcal.device import Cost
+
+NEWEST = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A calibration: what came of it (`outcome`), why, and what it cost the device."""
+
+    at: float
+    kind: str
+    device: str
+    model_hash: str
+    generation: str | None
+    outcome: str
+    reason: str
+    images: int
+    mvms: int
+    programmed_cells: int
+    link_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A look at the device: its statistic against the threshold, in all and by tile; NaN where it could not be told."""
+
+    at: float
+    device: str
+    model_hash: str
+    statistic: float
+    threshold: float
+    mvms: int
+    tiles: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One value of a device's telemetry, its unit in its name."""
+
+    at: float
+    device: str
+    name: str
+    value: float
+
+
+class Journal:
+    """Adds lines to a store, each at the clock's time, and reads them back: the newest `limit`, oldest first."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add_event(
+        self,
+        kind: str,
+        reason: str,
+        *,
+        key: Key | None = None,
+        generation: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a line to history."""
+        with self._database.transaction() as connection:
+            write_event(connection, self._clock(), kind, reason, key=key, generation=generation, details=details)
+
+    def history(
+        self, key: Key | None = None, *, generation: str | None = None, limit: int | None = NEWEST
+    ) -> list[Event]:
+        """What happened, to one device and model or to one generation where these are given."""
+        wanted = {"generation": generation, **_of_key(key)}
+        return [Event.of(row) for row in self._newest("events", EVENT_COLUMNS, wanted, limit)]
+
+    def add_run(
+        self,
+        key: Key,
+        *,
+        outcome: str,
+        reason: str,
+        cost: Cost,
+        images: int = 0,
+        kind: str = "calibration",
+        generation: str | None = None,
+    ) -> None:
+        """Remember what a calibration cost and came to."""
+        run = Run(
+            at=self._clock(), kind=kind, device=key.device, model_hash=key.model_hash, generation=generation,
+            outcome=outcome, reason=reason, images=images, **asdict(cost),
+        )  # fmt: skip
+        self._insert("runs", [asdict(run)])
+
+    def runs(self, key: Key | None = None, *, limit: int | None = NEWEST) -> list[Run]:
+        columns = ", ".join(Run.__dataclass_fields__)
+        return [Run(**dict(row)) for row in self._newest("runs", columns, _of_key(key), limit)]
+
+    def add_probe(
+        self, key: Key, *, statistic: float, threshold: float, tiles: Mapping[Any, float], mvms: int = 0
+    ) -> None:
+        """Remember what a probe found; `tiles` has the statistic by tile."""
+        values = {str(tile): _finite(value) for tile, value in tiles.items()}
+        row = {"at": self._clock(), **key._asdict(), "statistic": statistic, "threshold": threshold, "mvms": mvms}
+        self._insert("probes", [{**row, "tiles": json.dumps(values)}])
+
+    def probes(self, key: Key | None = None, *, limit: int | None = NEWEST) -> list[Probe]:
+        columns = ", ".join(Probe.__dataclass_fields__)
+        rows = map(dict, self._newest("probes", columns, _of_key(key), limit))
+        return [Probe(**{**row, "statistic": _number(row["statistic"]), "tiles": _tiles(row["tiles"])}) for row in rows]
+
+    def add_telemetry(self, device: str, readings: Mapping[str, float]) -> None:
+        """Remember a device's readings by name and unit."""
+        at = self._clock()
+        self._insert("telemetry", [{"at": at, "device": device, "name": n, "value": v} for n, v in readings.items()])
+
+    def telemetry(self, device: str, name: str | None = None, *, limit: int | None = NEWEST) -> list[Reading]:
+        rows = self._newest("telemetry", "at, device, name, value", {"device": device, "name": name}, limit)
+        return [Reading(**{**dict(row), "value": _number(row["value"])}) for row in rows]
+
+    def _insert(self, table: str, rows: list[dict[str, Any]]) -> None:
+        with self._database.transaction() as connection:
+            for row in rows:
+                places = ", ".join("?" * len(row))
+                connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", (*row.values(),))
+
+    def _newest(self, table: str, columns: str, wanted: Mapping[str, str | None], limit: int | None) -> list[Any]:
+        given = {name: value for name, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{name} = ?" for name in given) or "TRUE"
+        query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY seq DESC LIMIT ?"
+        return self._database.rows(query, *given.values(), -1 if limit is None else limit)[::-1]
+
+
+def _of_key(key: Key | None) -> dict[str, str | None]:
+    return {} if key is None else key._asdict()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    """SQLite stores NaN as NULL."""
+    return math.nan if value is None else value
+
+
+def _tiles(text: str) -> dict[str, float]:
+    return {tile: _number(value) for tile, value in json.loads(text).items()}

@@ -1,0 +1,61 @@
+"""The files of records, named by the SHA-256 of their content: what is there is complete, or found out."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pimcal.errors import DataError, StorageError
+from pimcal.files import write_atomically
+from pimcal.record import Record
+from pimcal.store.generations import Generation
+
+SUFFIX = ".safetensors"
+
+
+def file_of(folder: Path, sha256: str) -> Path:
+    return folder / "tensors" / f"{sha256}{SUFFIX}"
+
+
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def put(folder: Path, content: bytes) -> str:
+    """Write a record's file and sync it to disk; returns its name. What stood there is replaced: it may be damaged."""
+    sha256 = hash_of(content)
+    write_atomically(file_of(folder, sha256), content)
+    return sha256
+
+
+def content_of(folder: Path, generation: Generation) -> bytes:
+    """A generation's file. Raises StorageError where it is missing or is not what was written."""
+    path = file_of(folder, generation.sha256)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(folder, generation, path, error.strerror or str(error)) from error
+    if hash_of(content) != generation.sha256:
+        raise _damaged(folder, generation, path, "its content is not what was written")
+    return content
+
+
+def load(folder: Path, generation: Generation) -> Record:
+    """A generation's record. Raises StorageError where its file is missing or damaged."""
+    content_of(folder, generation)
+    path = file_of(folder, generation.sha256)
+    try:
+        return Record.load(path)
+    except DataError as error:  # another pimcal's format, or removed meanwhile
+        raise _damaged(folder, generation, path, str(error)) from error
+
+
+def _damaged(folder: Path, generation: Generation, path: Path, what: str) -> StorageError:
+    if generation.collected_at is not None:
+        return StorageError(
+            f"generation {generation.id} of store {folder} was removed by gc; its history is all there is"
+        )
+    return StorageError(
+        f"{path}, the tensors of generation {generation.id} ({generation.state}), cannot be used: {what}; "
+        f"go back to another one (pimcal records rollback --store {folder}) or calibrate again"
+    )
