@@ -91,18 +91,17 @@ class Tile:
 
     def multiply(self, inputs: Int8s, rows: slice, cols: slice, draw: int, now_s: float) -> Int64s:
         """Sums of inputs [n, rows] in some columns, trimmed; `draw` numbers the redraws of the temporal noise."""
-        products = inputs.astype(np.float64) @ self._effective(draw)[rows, cols]
+        products = inputs.astype(np.float64) @ self._effective(rows, cols, draw)
         sums = products * (self._fading(now_s) * self._cells.gains[cols]) + self._cells.offsets[cols]
         return trimmed(np.rint(sums).astype(np.int64), self.trims, cols)
 
-    def _effective(self, draw: int) -> Floats:
-        weights = self.weights.astype(np.float64)
+    def _effective(self, rows: slice, cols: slice, draw: int) -> Floats:
+        weights = self.weights[rows, cols].astype(np.float64)
         noise = self._cells.settings.noise
         if noise is None:
             return weights
         scale = weights if noise == "mul" else float(self._cells.top)
-        rows, cols = self.shape
-        return weights + scale * self._cells.spatial[:rows, :cols] * self._cells.temporal(self.shape, draw)
+        return weights + scale * self._cells.spatial[rows, cols] * self._cells.temporal(weights.shape, draw)
 
     def _fading(self, now_s: float) -> float:
         settings = self._cells.settings
