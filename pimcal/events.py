@@ -69,3 +69,33 @@ class TimelineFinished(Event):
 
     table: dict[str, Any]
     out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProbed(Event):
+    """A device was asked its golden vectors; `error` is its answers' relative change, `reason` says what that shows."""
+
+    identity: str
+    error: float
+    drifted: bool
+    reason: str
+    mvms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecalibrationFinished(Event):
+    """A run of the recalibration engine came to its end: fine, activated, kept, failed or waiting, and why."""
+
+    identity: str
+    outcome: str
+    reason: str
+    mvms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecalibrationAlert(Event):
+    """Somebody should look at a device; `kind` is "dead tiles" or "no remedy"."""
+
+    identity: str
+    kind: str
+    message: str
