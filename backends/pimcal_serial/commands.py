@@ -17,7 +17,6 @@ from pimcal_serial.firmware_commands import firmware
 from pimcal_serial.trace_commands import trace as show_trace
 
 if TYPE_CHECKING:
-    import numpy as np
     from pydantic_core import ErrorDetails
 
     from pimcal_serial.connection import Connection
@@ -73,7 +72,7 @@ def info(
     if as_json:
         print_json(found)
     else:
-        print_table(("", ""), [(name, _shown(value)) for name, value in found.items() if value is not None])
+        print_table(("what", "value"), [(name, _shown(value)) for name, value in found.items() if value is not None])
 
 
 @board.command()
@@ -109,7 +108,7 @@ def bench(
 
     settings = _settings(port, baud, profile, trace)
     with _connected(settings) as connection:
-        rate = None if settings.port == "sim:" else settings.baud
+        rate = settings.baud if settings.port.startswith(("/", "usb:", "rfc2217:")) else None
         _print(bench_report(connection.session, rate, seconds), as_json)
 
 
@@ -122,14 +121,15 @@ def program(
     tile: Tile = 0,
     trace: TraceFile = None,
 ) -> None:
-    """Write weights to a tile, and read them back to compare."""
+    """Write weights to a tile, and read them back to compare; fails where they differ."""
+    from pimcal_serial.codes import check_fit, check_same, read_codes
+
     with _driver(port, baud, profile, trace, tile) as driver:
-        values = _read_codes(weights)
-        _check_fit(driver, values)
+        values = read_codes(weights)
+        check_fit(weights, values, driver.session.info)
         driver.program(tile, values)
-        wrong = int((driver.readback(tile) != values).sum())
-    told = "as written" if not wrong else f"{wrong} of them differ"
-    note(f"tile {tile} holds {values.shape[0]} x {values.shape[1]} weights, {told}")
+        check_same(tile, values, driver.readback(tile))
+    note(f"tile {tile} holds {values.shape[0]} x {values.shape[1]} weights, as written")
 
 
 @board.command()
@@ -142,9 +142,11 @@ def readback(
     trace: TraceFile = None,
 ) -> None:
     """Write the weights that a tile holds to a file."""
+    from pimcal_serial.codes import write_array
+
     with _driver(port, baud, profile, trace, tile) as driver:
         values = driver.readback(tile)
-    _write(out, values)
+    write_array(out, values)
     note(f"{out}: {values.shape[0]} x {values.shape[1]} weights of tile {tile}")
 
 
@@ -163,19 +165,21 @@ def mvm(
     trace: TraceFile = None,
 ) -> None:
     """Multiply vectors by a tile, and write the products to a file."""
+    from pimcal_serial.codes import check_fit, read_codes, write_array
+
     with _driver(port, baud, profile, trace, tile) as driver:
-        values = _read_codes(inputs)
+        values = read_codes(inputs)
         if weights is None:
             driver.adopt(tile)
         else:
-            matrix = _read_codes(weights)
-            _check_fit(driver, matrix)
+            matrix = read_codes(weights)
+            check_fit(weights, matrix, driver.session.info)
             driver.program(tile, matrix)
         rows = (driver.shape(tile) or (0, 0))[0]
         if values.shape[1] != rows:
             raise DataError(f"{inputs}: vectors of {values.shape[1]} values, tile {tile} has {rows} rows")
         products = driver.multiply(tile, values)
-    _write(out, products)
+    write_array(out, products)
     note(f"{out}: {products.shape[0]} vectors of {products.shape[1]} products")
 
 
@@ -277,48 +281,14 @@ def _driver(port: str | None, baud: int | None, profile: str | None, trace: Path
         yield Driver(connection.session)
 
 
-def _read_codes(path: Path) -> np.ndarray:
-    """An .npy file's matrix of whole numbers as int8. Raises DataError."""
-    import numpy as np
-
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as an .npy file: {error}") from error
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or not values.size:
-        raise DataError(f"{path} holds no matrix")
-    if values.dtype.kind not in "biuf" or not np.array_equal(values, np.clip(np.trunc(values), -128, 127)):
-        raise DataError(f"{path} holds values that are no whole numbers of 8 bits")
-    return np.ascontiguousarray(values.astype(np.int8))
-
-
-def _check_fit(driver: Driver, weights: np.ndarray) -> None:
-    board_info = driver.session.info
-    rows, cols = weights.shape
-    if rows > board_info.rows or cols > board_info.cols:
-        raise UsageError(f"weights of {rows} x {cols} do not fit a tile of {board_info.rows} x {board_info.cols}")
-
-
-def _write(path: Path, values: np.ndarray) -> None:
-    import io
-
-    import numpy as np
-
-    from pimcal.files import write_atomically
-
-    content = io.BytesIO()
-    np.save(content, values)
-    write_atomically(path, content.getvalue())
-
-
 def _print(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        print_table(("", ""), [(name, _shown(value)) for name, value in found.items() if value is not None])
+        print_table(("what", "value"), [(name, _shown(value)) for name, value in found.items() if value is not None])
 
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -45,14 +45,20 @@ def board_info(name: str, frame: Frame) -> BoardInfo:
 
 
 def _nonsense(info: BoardInfo) -> Iterator[str]:
-    """What of a HELLO cannot be."""
-    for name in ("tiles", "rows", "cols", "window"):
-        if not getattr(info, name):
-            yield f"{name} is 0"
-    for name in ("weight_bits", "input_bits"):
-        if not 2 <= getattr(info, name) <= 8:
-            yield f"{name} is {getattr(info, name)}"
-    if info.max_payload < 64 + max(info.rows, 4 * info.cols):
-        yield f"max_payload is {info.max_payload}"
-    if info.replay < info.window:
-        yield f"replay {info.replay} is less than window {info.window}"
+    """What of a HELLO lies outside of the limits that docs/protocol.md lists."""
+    least_payload = max(64 + max(info.rows, 4 * info.cols), 4 + 2 * info.tiles)
+    limits = {
+        "tiles": (1, 0xFFFF),
+        "rows": (1, 0xFFFF),
+        "cols": (1, 0xFFFF),
+        "weight_bits": (2, 8),
+        "input_bits": (2, 8),
+        "output_bits": (2 if info.output_bits else 0, 24),
+        "max_payload": (least_payload, 1 << 20),
+        "window": (1, max(1, info.replay)),
+        "replay": (1, 0xFFFE),
+    }
+    for name, (least, most) in limits.items():
+        value = getattr(info, name)
+        if not least <= value <= most:
+            yield f"{name} is {value}, it must be {least} to {most}"

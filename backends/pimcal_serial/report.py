@@ -18,12 +18,14 @@ from pimcal_serial.session import Session
 
 _BITS_PER_BYTE = 10  # 8N1
 _ROUND_TRIP_BYTES = 16
+_FASTEST_SHARE = 1.2  # of the line rate, that buffers can make a measurement look like
 
 
 def board_report(session: Session) -> dict[str, Any]:
     """HELLO, readings, self-test and counters."""
     said = asdict(session.info)
     said["capabilities"] = [bit.name.lower() for bit in Capability if bit in session.info.capabilities and bit.name]
+    said["mvm_ns"] = session.info.mvm_ns or None  # 0: it does not say
     readings = Readings.decode(session.request(Request(MessageType.READ)))
     tested = SelfTest.decode(session.request(Request(MessageType.SELFTEST)))
     stats = Stats.decode(session.request(Request(MessageType.STATS)))
@@ -59,8 +61,8 @@ def bench_report(
         "both_ways_bytes_per_s": both / both_s,
         "repeats": session.counters.repeats,
     }
-    if baud:
-        line = baud / _BITS_PER_BYTE
+    line = (baud or 0) / _BITS_PER_BYTE
+    if up / up_s <= _FASTEST_SHARE * line:  # else there is no such line: a pseudo-terminal has no rate of its own
         found |= {"line_bytes_per_s": line, "to_board_share": up / up_s / line, "both_ways_share": both / both_s / line}
     return found
 

@@ -18,7 +18,7 @@ from pimcal.errors import PimcalError, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ON_CTRL_C = "interrupted; nothing was changed"
+_ON_CTRL_C = "interrupted; no file was changed"
 
 
 def _version(wanted: bool) -> None:

@@ -75,8 +75,7 @@ def mvm_bar(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
 
     class Rate(TextColumn):
         def render(self, task: Task) -> Text:
-            passed_s = task.elapsed or 0.0
-            return Text(f"{task.completed / passed_s:,.0f} MVM/s" if passed_s else "")
+            return Text("" if task.speed is None else f"{task.speed:,.0f} MVM/s")  # as the time that is left has it
 
     before = done()
     columns = (

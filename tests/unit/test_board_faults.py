@@ -247,7 +247,7 @@ def test_a_tile_that_does_not_exist_is_refused(board, refused):
 @pytest.mark.parametrize("shape", [(257, 1), (1, 257)])
 def test_weights_that_are_too_large_for_a_tile_are_refused(board, refused, shape):
     told = f"weights of {shape[0]} x {shape[1]} do not fit a tile of 256 x 256"
-    refused(2, told, "board", "program", "--port", board.address, "--weights", "w.npy", w=np.ones(shape))
+    refused(65, told, "board", "program", "--port", board.address, "--weights", "w.npy", w=np.ones(shape))
 
 
 @pytest.mark.parametrize(("value", "told"), [(-128, "must lie in -127 to 127"), (128, "no whole numbers of 8 bits")])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from pimcal_serial.lock import BoardLock
 from pimcal_serial.simulator.ports import PtyPort, TcpPort
 from pimcal_serial.simulator.serve import serving
-from pimcal_serial.simulator.settings import BoardSettings
+from pimcal_serial.simulator.settings import ArraySettings, BoardSettings
 
 SETTINGS = BoardSettings(tiles=3, rows=24, cols=16, serial_number="SIM-42", max_payload=256)
 
@@ -86,11 +87,21 @@ def test_echo_of_more_than_the_board_takes_is_refused(pimcal_run):
     assert "takes at most 4096 bytes" in done.err
 
 
-def test_bench_gives_shares_of_the_line_rate(pimcal_run, port):
-    found = pimcal_run("board", "bench", "--port", port, "--baud", "921600", "--seconds", "0.05", "--json").json
+def test_bench_gives_shares_of_the_line_rate(pimcal_run):
+    port = PtyPort()
+    with serving(SETTINGS, port, 921600):
+        found = pimcal_run(
+            "board", "bench", "--port", port.address, "--baud", "921600", "--seconds", "0.2", "--json"
+        ).json
     assert found["line_bytes_per_s"] == 92160
     assert found["to_board_share"] == pytest.approx(found["to_board_bytes_per_s"] / 92160)
     assert 0 < found["round_trip_median_ms"] <= found["round_trip_max_ms"]
+
+
+def test_bench_gives_no_shares_of_a_rate_that_the_line_does_not_have(pimcal_run, port):
+    found = pimcal_run("board", "bench", "--port", port, "--baud", "9600", "--seconds", "0.05", "--json").json
+    assert found["to_board_bytes_per_s"] > 0
+    assert "to_board_share" not in found
 
 
 def test_weights_and_products_go_through_files(pimcal_run, port):
@@ -104,6 +115,28 @@ def test_weights_and_products_go_through_files(pimcal_run, port):
     assert np.array_equal(np.load("r.npy"), weights)
     assert pimcal_run("board", "mvm", "--port", port, "--tile", "2", "--inputs", "x.npy", "--out", "y.npy").code == 0
     assert np.array_equal(np.load("y.npy"), inputs @ weights)
+
+
+def test_weights_that_a_tile_does_not_take_are_told(pimcal_run):
+    port = PtyPort()
+    np.save("weights.npy", np.full((20, 10), 3, np.int8))
+    with serving(SETTINGS.model_copy(update={"array": ArraySettings(stuck_cells=0.1, seed=5)}), port):
+        done = pimcal_run("board", "program", "--port", port.address, "--weights", "weights.npy", "--tile", "1")
+        pimcal_run("board", "readback", "--port", port.address, "--tile", "1", "--out", "held.npy")
+    wrong = np.argwhere(np.load("held.npy") != 3)
+    assert (done.code, done.out) == (69, "")
+    assert f"tile 1 holds other weights than were written: {len(wrong)} of 200 differ" in done.err
+    assert f"the first in row {wrong[0][0]}, column {wrong[0][1]}" in done.err
+
+
+def test_a_file_of_no_numbers_is_told(pimcal_run):
+    Path("text.npy").write_text("1 2 3")
+    for name, told in {"text.npy": "is no .npy file of numbers", "none.npy": "No such file"}.items():
+        done = pimcal_run("board", "program", "--port", "sim:", "--weights", name)
+        assert (done.code, done.out) == (65, "")
+        assert told in done.err
+        assert "pickle" not in done.err
+        assert "Errno" not in done.err
 
 
 def test_mvm_can_bring_its_weights(pimcal_run):
@@ -289,7 +322,7 @@ def test_a_board_that_vanishes_is_lost(pimcal_run, tmp_path):
         (np.full((2, 2), 0.5), 65, "no whole numbers of 8 bits"),
         (np.full((2, 2), -128), 65, "must lie in -127 to 127"),
         (np.zeros(4), 65, "holds no matrix"),
-        (np.zeros((300, 2)), 2, "do not fit a tile of 256 x 256"),
+        (np.zeros((300, 2)), 65, "do not fit a tile of 256 x 256"),
         (np.array([["a"]]), 65, "no whole numbers"),
     ],
 )

@@ -519,7 +519,7 @@ def test_ctrl_c_in_the_middle_leaves_everything_as_it_was(lab, tmp_path, command
         running.kill()
 
     assert (running.returncode, told) == (130, "")
-    assert said.splitlines()[-1] == "error: interrupted; nothing was changed"
+    assert said.splitlines()[-1] == "error: interrupted; no file was changed"
     assert "Traceback" not in said
     files = {path.name: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert files == {"made.safetensors": b"former", "sweep.csv": b"former"}

@@ -324,7 +324,17 @@ def test_a_board_that_needs_time_to_start_is_waited_for() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"tiles": 0}, "tiles is 0"), ({"weight_bits": 9}, "weight_bits is 9"), ({"replay": 1}, "replay 1")],
+    [
+        ({"tiles": 0}, "tiles is 0, it must be 1 to 65535"),
+        ({"rows": 70_000, "max_payload": 80_000}, "rows is 70000"),
+        ({"weight_bits": 9}, "weight_bits is 9, it must be 2 to 8"),
+        ({"input_bits": 1}, "input_bits is 1"),
+        ({"output_bits": 1}, "output_bits is 1, it must be 2 to 24"),
+        ({"output_bits": 33}, "output_bits is 33"),
+        ({"tiles": 60_000}, "max_payload is .* it must be 120004 to"),
+        ({"replay": 1}, "window is .* it must be 1 to 1"),
+        ({"replay": 10**9}, "replay is 1000000000"),
+    ],
 )
 def test_an_announcement_that_makes_no_sense_is_refused(wrong: dict[str, int], told: str) -> None:
     sensible = {"tiles": 1, "rows": 8, "cols": 8, "weight_bits": 8, "input_bits": 8, "max_payload": 128}
