@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from pimcal.blame import blamed_on
 
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's own tensors are."""
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:

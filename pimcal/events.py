@@ -72,6 +72,14 @@ class TimelineFinished(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PlanFinished(Event):
+    """A plan wrote its results to the folder `out`; `table` is what its JSON holds."""
+
+    table: dict[str, Any]
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceProbed(Event):
     """A device was asked its golden vectors; `error` is its answers' relative change, `reason` says what that shows."""
 

@@ -42,7 +42,7 @@ def check_same(tile: int, written: Int8s, held: Int8s) -> None:
         row, col = where[0]
         raise DeviceUnavailableError(
             f"tile {tile} holds other weights than were written: {len(where)} of {written.size} differ, the first in "
-            f"row {row}, column {col} ({held[row, col]} for {written[row, col]}); see the self-test of pimcal board info"
+            f"row {row}, column {col} ({held[row, col]} for {written[row, col]}); see its self-test: pimcal board info"
         )
 
 

@@ -34,6 +34,7 @@ _LARGEST_SEQUENCE = 0xFFFF
 _LARGEST_FRAME = encoded_size(1 << 20)  # before HELLO has told
 _BITS_PER_BYTE = 10  # 8N1
 _REQUEST_OVERHEAD = encoded_size(16)  # of a product: its frame, and the fixed part of its payload
+_SUPPOSED_ERRORS, _SUPPOSED_BYTES = 0.5, 100_000
 _REPEATS = 3  # silences before the line is flushed and the board greeted anew
 _BUSY_PAUSE_S = 0.01
 _LARGEST_BACKOFF_S = 1.0
@@ -122,11 +123,13 @@ class Session:
 
     @property
     def best_payload(self) -> int:
-        """The payload that loses least to overhead and repetitions: sqrt(overhead / share of wrong bytes)."""
+        """The payload that loses least to overhead and repetitions: sqrt(overhead / share of wrong bytes).
+
+        Until the link has shown what it is like, half an error in 100 kB is supposed.
+        """
         counters = self.counters
-        if not counters.repeats:
-            return self.info.max_payload
-        errors = counters.repeats / (counters.bytes_sent + counters.bytes_received)
+        seen = counters.bytes_sent + counters.bytes_received
+        errors = (counters.repeats + _SUPPOSED_ERRORS) / (seen + _SUPPOSED_BYTES)
         return min(self.info.max_payload, math.isqrt(round(_REQUEST_OVERHEAD / errors)))
 
     def request(self, request: Request) -> bytes:

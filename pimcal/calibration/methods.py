@@ -51,7 +51,13 @@ def check_method(net: Deployment, method: str) -> None:
 
 
 def find_corrections(
-    net: Deployment, batches: Sequence[Any], method: Method, *, momentum: float, progress: Progress
+    net: Deployment,
+    batches: Sequence[Any],
+    method: Method,
+    *,
+    momentum: float,
+    clean: CleanStatistics | None = None,
+    progress: Progress,
 ) -> Corrections:
     """Measure and correct `net` on `batches`; its modules are left as the measurement needed them.
 
@@ -60,11 +66,18 @@ def find_corrections(
     check_method(net, method)
     if method == "ema":
         return _ema(net, batches, momentum, progress)
-    clean = CleanStatistics()
-    if method != "pooled":
-        clean = clean_statistics(net, batches, layers=method == "affine", progress=lambda share: progress(share / 2))
-    start = 0.0 if method == "pooled" else 0.5
+    start = 0.0 if method == "pooled" or clean is not None else 0.5
+    clean = clean or clean_for(net, batches, method, lambda share: progress(share / 2))
     return _LayerByLayer(net, clean, method).run(batches, lambda share: progress(start + (1 - start) * share))
+
+
+def clean_for(
+    net: Deployment, batches: Sequence[Any], method: Method, progress: Progress = lambda share: None
+) -> CleanStatistics:
+    """What the digital model does with `batches`, as far as `method` looks at it."""
+    if method in ("ema", "pooled"):
+        return CleanStatistics()
+    return clean_statistics(net, batches, layers=method == "affine", progress=progress)
 
 
 def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Progress) -> Corrections:

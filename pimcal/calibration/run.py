@@ -11,6 +11,7 @@ import torch
 
 import pimcal
 from pimcal.batches import batch_size
+from pimcal.calibration.clean import CleanStatistics
 from pimcal.calibration.methods import Method, Progress, find_corrections
 from pimcal.corrections import Corrections
 from pimcal.deployment import Deployment
@@ -27,6 +28,7 @@ def calibrate(
     *,
     momentum: float | None = None,
     seed: int | None = None,
+    clean: CleanStatistics | None = None,
     progress: Progress = lambda share: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     clock: Callable[[], float] = time.perf_counter,
@@ -43,6 +45,7 @@ def calibrate(
 
     Nothing is in force afterwards that was not before: `net.apply(record)` is the second step.
 
+    `clean`: what `clean_for` gave for this method and these batches, to save another run of the digital model.
     `seed` is only recorded. `progress` is called with the share of the work that is done, from 0 to 1.
     `now` and `clock` give the record's date and its duration in seconds.
 
@@ -60,6 +63,7 @@ def calibrate(
             batches,
             method,
             momentum=settings.momentum if momentum is None else momentum,
+            clean=clean,
             progress=progress,
         )
     mvms = net.device.cost.since(before).mvms

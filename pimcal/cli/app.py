@@ -13,7 +13,20 @@ import typer
 import pimcal
 from pimcal import registry
 from pimcal.cli import backends as backends_command
-from pimcal.cli import calibrate, doctor, evaluate, history, placement, profiles, records, sweep, timeline
+from pimcal.cli import (
+    calibrate,
+    daemon,
+    doctor,
+    evaluate,
+    history,
+    placement,
+    plan,
+    profiles,
+    records,
+    sweep,
+    timeline,
+    why,
+)
 from pimcal.errors import PimcalError, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -49,8 +62,11 @@ def build() -> typer.Typer:
     app.command("calibrate")(calibrate.calibrate)
     app.command("sweep")(sweep.sweep)
     app.command("timeline")(timeline.timeline)
+    app.command("plan")(plan.plan)
     app.add_typer(records.app, name="records")
     app.command("history")(history.history)
+    app.add_typer(daemon.app, name="daemon")
+    app.command("why")(why.why)
     return app
 
 

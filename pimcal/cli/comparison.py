@@ -1,4 +1,4 @@
-"""What `sweep` and `timeline` share: methods compared on the same images, and the files and figures of it."""
+"""What `sweep`, `timeline` and `plan` share: what is compared sees the same images; the files and figures of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pimcal.errors import MissingExtraError
 from pimcal.files import replace_together
 
 if TYPE_CHECKING:
-    from pimcal.events import SweepFinished, TimelineFinished
+    from pimcal.events import PlanFinished, SweepFinished, TimelineFinished
     from pimcal.metrics import Metric
     from pimcal.recipes import Recipe
     from pimcal.sources.batches import Batches
@@ -121,7 +121,7 @@ def note_once(remarks: Sequence[str]) -> None:
         note(remark)
 
 
-def write_results(name: str, finished: SweepFinished | TimelineFinished) -> None:
+def write_results(name: str, finished: PlanFinished | SweepFinished | TimelineFinished) -> None:
     """`NAME.csv` and `NAME.json` in the folder of the event, which then tells the plugins that draw."""
     table = finished.table
     buffer = io.StringIO()

@@ -46,12 +46,15 @@ class EngineSettings:
     """`good_enough`: drop of the metric, against the last whole calibration, at which no larger remedy is tried.
 
     After a run that failed, the next waits `retry_s`, twice as long after each further one, at most `longest_retry_s`.
+    `accepts`: after a calibration the tiles' answers are accepted, for later looks; without these, products that serve
+    no one.
     """
 
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     good_enough: float = 0.005
     retry_s: float = 600.0
     longest_retry_s: float = 86_400.0
+    accepts: bool = True
 
 
 class Engine:
@@ -200,7 +203,7 @@ class Engine:
             self.failures = 0
         if look is not None and attempts[0].before is not None and self._good_enough(attempts[0].before):
             self._tolerate(look, outcome)
-        if outcome == "activated" or (outcome == "kept" and look is None):
+        if self.settings.accepts and (outcome == "activated" or (outcome == "kept" and look is None)):
             self._accept(spent, answers)
         told = "; ".join(f"{attempt.remedy} {attempt.outcome}: {attempt.reason}" for attempt in attempts)
         return self._end(outcome, f"{reason}; {told}", state, spent, probes, tuple(attempts))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pimcal.backend import Capabilities
+from pimcal.calling import device_of
 from pimcal.deployment import Deployment
 from pimcal.draws import key_of
 from pimcal.errors import DeviceBusyError, DeviceUnavailableError, PimcalError
@@ -66,12 +67,13 @@ def ask(net: Deployment, inputs: Mapping[Spot, Tensor], draws: int) -> dict[Spot
     Raises DeviceUnavailableError, DeviceBusyError where the whole device is gone.
     """
     answers: dict[Spot, list[Tensor]] = {spot: [] for spot in inputs}
+    here = device_of(net)
     failed: dict[Spot, Answer] = {}
     for _ in range(draws):
         for spot, vectors in inputs.items():
             if spot not in failed:
                 try:
-                    answers[spot].append(_ask_once(net, spot, vectors))
+                    answers[spot].append(_ask_once(net, spot, vectors, here))
                 except (DeviceUnavailableError, DeviceBusyError):
                     raise
                 except PimcalError as error:
@@ -79,10 +81,10 @@ def ask(net: Deployment, inputs: Mapping[Spot, Tensor], draws: int) -> dict[Spot
     return {spot: failed[spot] if spot in failed else torch.stack(found) for spot, found in answers.items()}
 
 
-def _ask_once(net: Deployment, spot: Spot, vectors: Tensor) -> Tensor:
+def _ask_once(net: Deployment, spot: Spot, vectors: Tensor, here: torch.device) -> Tensor:
     device, array = net.device, net.array
     with device.batch():
-        raw = device.matmul(spot[1], vectors.to(next(net.parameters()).device))
+        raw = device.matmul(spot[1], vectors.to(here))
     device.count(len(vectors), vectors.shape[1], raw.shape[1], len(vectors))
     return _referenced(net, spot, raw.cpu().double(), vectors) if array.references.count else raw.cpu().double()
 

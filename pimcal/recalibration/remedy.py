@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import pimcal
+from pimcal.calibration.clean import CleanStatistics
 from pimcal.calibration.run import calibrate
 from pimcal.corrections import corrections_in_force
 from pimcal.deployment import Deployment
@@ -56,9 +57,9 @@ def refresh(situation: Situation) -> Record | None:
     return Record(method="refresh", corrections=corrections, made_with=_made_with(situation))
 
 
-def recalibrate(situation: Situation) -> Record:
-    """A whole calibration by the profile's method."""
-    return calibrate(situation.net, situation.calibration, now=lambda: _time(situation))
+def recalibrate(situation: Situation, clean: CleanStatistics | None = None) -> Record:
+    """A whole calibration by the profile's method; `clean` as in `calibrate`."""
+    return calibrate(situation.net, situation.calibration, clean=clean, now=lambda: _time(situation))
 
 
 REMEDIES = (Remedy("refresh", refresh), Remedy("calibrate", recalibrate))

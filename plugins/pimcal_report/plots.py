@@ -77,18 +77,16 @@ def metric_figure(panels: Sequence[Panel], clean: float, metric: str = "accuracy
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
     width_in = 6.0 if any(panel.x_is_time for panel in panels) else 4.0
-    figure = _figure(1.5 + width_in * columns, 0.9 + 3.3 * rows)
+    figure = empty_figure(1.5 + width_in * columns, 0.9 + 3.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    scale = 100.0 if metric in _FRACTIONS else 1.0
+    scale = 1.0
+    for axis in axes[:, 0]:
+        scale = percent_axis(axis, metric)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(axis, panel, clean * scale, scale)
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
-    for axis in axes[:, 0]:
-        axis.set_ylabel(f"{metric} in %" if metric in _FRACTIONS else metric)
-        if metric in _FRACTIONS:
-            axis.set(ylim=(0, 105), yticks=range(0, 101, 20))
-    _legend_below(figure, axes.flat[0], columns=3 if len(panels) == 1 else 6)
+    legend_below(figure, axes.flat[0], columns=3 if len(panels) == 1 else 6)
     return figure
 
 
@@ -105,13 +103,13 @@ def divergence_figure(before: Mapping[str, Divergence], after: Mapping[str, Dive
 
     `before` and `after` name the same layers, in the model's order. Raises MissingExtraError without matplotlib.
     """
-    figure = _figure(max(6.0, 1.5 + 0.27 * len(before)), 6.2)
+    figure = empty_figure(max(6.0, 1.5 + 0.27 * len(before)), 6.2)
     upper, lower = figure.subplots(2, 1, sharex=True)
     _pairs(upper, [(before[name].kl, after[name].kl) for name in before])
     _pairs(lower, [(before[name].js, after[name].js) for name in before])
     upper.set(ylabel="KL divergence in nats")
     upper.set_title(title, loc="left", fontsize=11)
-    _legend_below(figure, upper, columns=2)
+    legend_below(figure, upper, columns=2)
     lower.set(ylabel="JS divergence in nats", xlabel="layer, from input to output")
     lower.set_xticks(range(len(before)), list(before), rotation=90, fontsize=8)
     for axis in (upper, lower):
@@ -138,12 +136,13 @@ def require_matplotlib(extra: str = "report") -> type[Figure]:
     return Figure
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
+def empty_figure(width_in: float, height_in: float) -> Figure:
+    """A figure to draw on. Raises MissingExtraError without matplotlib."""
     return require_matplotlib()(figsize=(width_in, height_in), dpi=_DPI, layout="constrained")
 
 
 def _draw(axis: Axes, panel: Panel, clean: float, scale: float) -> None:
-    _plain(axis)
+    plain(axis)
     axis.axhline(clean, color="#555555", linestyle=(0, (4, 3)), linewidth=1.2, label="digital hardware", zorder=1)
     for method, values in panel.lines.items():
         xs = sorted(values)
@@ -220,7 +219,7 @@ def _where_room(positions: Sequence[float], labels: Sequence[str]) -> list[str]:
 
 def _pairs(axis: Axes, values: Sequence[tuple[float, float]]) -> None:
     """For each layer a point before and a point after, joined."""
-    _plain(axis)
+    plain(axis)
     xs = range(len(values))
     before, after = [pair[0] for pair in values], [pair[1] for pair in values]
     axis.vlines(xs, before, after, color="#BBBBBB", linewidth=2, zorder=2)
@@ -230,12 +229,23 @@ def _pairs(axis: Axes, values: Sequence[tuple[float, float]]) -> None:
     axis.margins(y=0.18)
 
 
-def _plain(axis: Axes) -> None:
+def percent_axis(axis: Axes, metric: str) -> float:
+    """Label the y axis with the metric, in % where that is a fraction; returns what its values are to be times."""
+    if metric not in _FRACTIONS:
+        axis.set_ylabel(metric)
+        return 1.0
+    axis.set(ylabel=f"{metric} in %", ylim=(0, 105), yticks=range(0, 101, 20))
+    return 100.0
+
+
+def plain(axis: Axes) -> None:
+    """No frame above and to the right; thin lines across."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     axis.set_axisbelow(True)
 
 
-def _legend_below(figure: Figure, axis: Axes, columns: int) -> None:
+def legend_below(figure: Figure, axis: Axes, columns: int) -> None:
+    """What the axis shows, below the whole figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)

@@ -16,6 +16,7 @@ PAGES = (
     "README.md",
     "docs/how-to/aihwkit.md",
     "docs/how-to/calibrate.md",
+    "docs/how-to/plan.md",
     "docs/how-to/store.md",
     "docs/how-to/timeline.md",
     "docs/how-to/trace.md",

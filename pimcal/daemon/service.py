@@ -1,0 +1,194 @@
+"""The daemon's main thread: signals, the socket, the watchdog. The device is the worker's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pimcal.daemon.control import Control
+from pimcal.daemon.notify import Notifier
+from pimcal.daemon.subject import Subject
+from pimcal.daemon.worker import Worker
+from pimcal.errors import PimcalError, UsageError
+from pimcal.profile.duration import parse_duration
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TICK_S = 5.0
+
+
+class Bell:
+    """Wakes the main thread: rung by signals and by the worker."""
+
+    def __init__(self) -> None:
+        self.waiting, self._ringing = socket.socketpair()
+        for end in (self.waiting, self._ringing):
+            end.setblocking(False)
+
+    @contextmanager
+    def for_signals(self) -> Iterator[None]:
+        """Within the block a signal is a byte with its number."""
+        former = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        before = signal.set_wakeup_fd(self._ringing.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def ring(self) -> None:
+        with suppress(OSError):  # it is ringing already, or there is nobody any more
+            self._ringing.send(b"\0")
+
+    def heard(self) -> bytes:
+        """What rang, a byte each; 0 for the worker."""
+        try:
+            return self.waiting.recv(4096)
+        except BlockingIOError:
+            return b""
+
+
+class Service:
+    """`run` returns the exit code; raises what ended the worker."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        bell: Bell,
+        path: Path,
+        notifier: Notifier,
+        reload: Callable[[Subject], Subject],
+        subject: Subject,
+        stopping: Callable[[Callable[[], None]], None] = lambda stop: stop(),
+    ) -> None:
+        """`reload(subject)` reads the configuration anew; raises PimcalError for a broken one or other hardware.
+
+        `stopping(stop)` is called when the daemon is to end, and calls `stop()` as soon as the worker may be stopped.
+        """
+        self._worker, self._bell, self._notifier = worker, bell, notifier
+        self._reload, self._subject, self._before_stop = reload, subject, stopping
+        self._selector = selectors.DefaultSelector()
+        self._control = Control(path, self._selector, self._answer)
+        self._selector.register(bell.waiting, selectors.EVENT_READ, self._hear)
+        self._problem: str | None = None
+        self._ready = self._stopping = False
+        self._code = 0
+
+    def run(self) -> int:
+        try:
+            self._worker.start()
+            while not self._worker.ended:
+                for key, _ in self._selector.select(self._tick_s):
+                    key.data()
+                self._control.drop_slow()
+                self._tell()
+            self._worker.join()
+        finally:
+            self._control.close()
+            self._selector.close()
+        if self._worker.failure is not None:
+            raise self._worker.failure
+        logger.info("stopped")
+        return self._code
+
+    @property
+    def _tick_s(self) -> float:
+        return min(TICK_S, (self._notifier.watchdog_s or TICK_S) / 4)
+
+    def _tell(self) -> None:
+        """What the service manager wants to know; the watchdog is fed only while the worker makes progress."""
+        status = self._worker.status
+        if not self._ready and status.state not in ("starting", "stopped"):
+            self._ready = True
+            logger.info("device %s is open", status.device)
+            self._notifier.ready()
+        self._notifier.status(f"{status.line()}{'' if self._problem is None else f'; {self._problem}'}")
+        if self._worker.silent_s() < (self._notifier.watchdog_s or 0.0) / 2:
+            self._notifier.fed()
+
+    # signals
+
+    def _hear(self) -> None:
+        for number in self._bell.heard():
+            if number == signal.SIGHUP:
+                self._load_again()
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        if self._stopping:  # in a hurry: the store is whole at every moment
+            logger.warning("stopped at once, at the second signal")
+            self._control.close()
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._code = INTERRUPTED if number == signal.SIGINT else 0
+        self._end(signal.Signals(number).name)
+
+    def _end(self, why: str) -> None:
+        logger.info("stopping: %s", why)
+        self._stopping = True
+        self._notifier.stopping()
+        self._before_stop(self._worker.stop)
+
+    def _load_again(self) -> None:
+        self._notifier.reloading()
+        try:
+            self._subject = self._reload(self._subject)
+        except PimcalError as error:
+            self._problem = f"the configuration was not reloaded, the former one holds: {error}"
+            logger.error("%s", self._problem)
+        else:
+            self._problem = None
+            self._worker.reload(self._subject)
+            logger.info("configuration reloaded")
+        self._notifier.ready()
+
+    # the socket
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        asked, worker = request.get("do"), self._worker
+        match asked:
+            case "status":
+                return self._status()
+            case "run-now":
+                worker.run_now("calibrate" if request.get("calibrate") is True else "look")
+            case "pause":
+                worker.pause()
+            case "resume":
+                worker.resume()
+            case "release":
+                worker.release(_seconds(request.get("for")))
+            case "stop":
+                self._end("asked for on the socket")
+            case _:
+                raise UsageError(f"there is no request {asked!r}; known: status, run-now, pause, resume, release, stop")
+        logger.info("asked for on the socket: %s", asked)
+        return {"done": asked}
+
+    def _status(self) -> dict[str, Any]:
+        found = self._worker.status.as_dict()
+        if self._problem is not None:
+            found["problems"]["configuration"] = self._problem
+        return {**found, "process": os.getpid(), "profile": self._subject.profile.name}
+
+
+def _seconds(text: object) -> float:
+    if not isinstance(text, str):
+        raise UsageError("release needs `for`, a duration such as 30m")
+    try:
+        seconds = parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise UsageError(f"release: {error}") from error
+    if seconds <= 0:
+        raise UsageError("release: the duration must be above zero")
+    return seconds

@@ -1,0 +1,65 @@
+"""A request's body, of a limited size and in a limited time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+LARGEST_ARRAY = 32 * 2**20  # bytes
+LARGEST_COMMAND = 4096
+PATIENCE_S = 30.0
+LINGER_S = 2.0  # for a body that nobody wants, since many clients listen only when they have sent all
+
+
+async def read_body(request: Request, largest: int) -> bytes:
+    """Raises HTTPException: 413 for a body of more than `largest` bytes, 408 for one that comes too slowly."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await _collect(request, largest, body)
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body has not come within {PATIENCE_S:g} s") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the connection was closed before the body had come") from error
+    return bytes(body)
+
+
+async def _collect(request: Request, largest: int, body: bytearray) -> None:
+    declared = request.headers.get("content-length", "0")
+    if int(declared) <= largest:  # the server has made sure that it is a number
+        async for part in request.stream():
+            body += part
+            if len(body) > largest:
+                break
+        else:
+            return
+    await discard(request.receive, expected="expect" in request.headers)
+    raise HTTPException(413, f"a body may have at most {largest} bytes here")
+
+
+async def discard(receive: Receive, *, expected: bool) -> None:
+    """Let a body come, for a moment, and keep nothing; not where the client has yet to hear that it is `expected`."""
+    if expected:
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+async def read_command(request: Request) -> dict[str, Any]:
+    """A JSON object, {} for an empty body. Raises HTTPException as `read_body`, and 400 for anything else."""
+    body = await read_body(request, LARGEST_COMMAND)
+    try:
+        found = json.loads(body) if body else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise HTTPException(400, "the body must be a JSON object, or empty")
+    return found

@@ -1,0 +1,127 @@
+"""The daemon with a board at a cable: released to others, pulled out, reset, gone for long."""
+
+import signal
+
+import pytest
+
+from pimcal.store import Store
+from pimcal_serial.frames import MessageType
+
+from .board_peers import Hosts
+from .daemons import Daemon
+
+PEER = "pimsim-pty"
+PROBED = {"every": "1h", "when": [{"probe_error": 0.02}]}
+
+
+@pytest.fixture
+def hosts(nursery, tmp_path, monkeypatch):
+    """Beside the folder in which the tests' own commands run; they share the boards' locks."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    made = Hosts(nursery, folder)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", made.environment["XDG_RUNTIME_DIR"])
+    return made
+
+
+@pytest.fixture
+def daemon(hosts, lab):
+    made = Daemon(hosts, lab)
+    yield made
+    if hosts.process_id is not None and not made.has_ended():
+        made.kill(signal.SIGKILL)
+        made.wait()
+
+
+def at(daemon, port, **settings):
+    """Its profile: a board at a port, which is given up soon."""
+    device = {"port": port, "margin_s": 0.1, "connect_s": 1.0, "reconnect_s": 0.2, **settings}
+    daemon.write(PROBED, device=device, backend="serial", gate={"max_drop": 1.0})
+
+
+def test_while_it_is_released_others_can_use_the_board(daemon, peers, pimcal_run):
+    with peers.running(PEER) as board:
+        at(daemon, board.address)
+        daemon.started()
+        generation = daemon.until(lambda status: status["ready"])["generation"]
+        refused = pimcal_run("board", "info", "--port", board.address)
+        assert refused.code == 75, refused.err
+        assert pimcal_run("daemon", "release", "--for", "30m", "--store", daemon.store).code == 0
+        assert pimcal_run("board", "info", "--port", board.address).code == 0
+        daemon.ask(do="resume")
+        assert daemon.until(lambda status: status["ready"])["generation"] == generation
+        assert daemon.stopped().code == 0
+
+
+def test_a_board_that_is_pulled_out_is_found_again(daemon, peers, hosts):
+    with peers.cabled(PEER) as cable:
+        at(daemon, cable.address)
+        daemon.started()
+        generation = daemon.until(lambda status: status["ready"])["generation"]
+        for times in (1, 2):
+            cable.unplug(3)
+            daemon.ask(do="run-now")
+            lost = daemon.until(lambda status: status["state"] == "lost")
+            assert not lost["ready"]
+            assert cable.address in lost["problems"]["device"]
+            back = daemon.until(lambda status: status["ready"])
+            assert (back["generation"], back["counters"]["lost"]) == (generation, times)
+            assert not back["problems"]
+            daemon.until(lambda status: status["last_look"])
+        done = daemon.stopped()
+    assert done.code == 0
+    assert done.err.count("WARNING device lost") == 2  # told once, however often it was tried
+    with Store.open(daemon.store, read_only=True) as store:
+        alerts = [event.details["kind"] for event in store.journal.history() if event.kind == "alert"]
+        assert alerts == ["device lost", "device back"] * 2
+        assert len(store.generations(states=["active"])) == 1
+
+
+def test_a_board_that_goes_away_in_a_calibration_is_calibrated_when_it_is_back(daemon, peers):
+    with peers.cabled(PEER) as cable:
+        at(daemon, cable.address)
+        cable.at(60, {MessageType.MVM, MessageType.MVM_GATHER}, lambda: cable.unplug(2))
+        daemon.start()
+        daemon.until(lambda status: status["state"] == "lost" or status["ready"])
+        found = daemon.until(lambda status: status["ready"])
+        assert found["counters"]["lost"] == 1
+        assert not cable.waits
+        assert daemon.stopped().code == 0
+
+
+def test_a_board_that_was_without_power_is_programmed_anew_and_looked_at(daemon, peers):
+    with peers.cabled(PEER) as cable:
+        at(daemon, cable.address, reconnect_s=10.0)
+        daemon.started()
+        first = daemon.until(lambda status: status["ready"])
+        looks = first["counters"]["looks"]
+        cable.cut_power(0.1)
+        daemon.ask(do="run-now")
+        found = daemon.until(lambda status: status["counters"]["looks"] > looks and status["state"] == "waiting")
+        assert found["telemetry"]["board_restarts"] == 1
+        assert (found["last_look"]["outcome"], found["generation"]) == ("fine", first["generation"])
+        assert found["counters"]["lost"] == 0  # the driver has found it again by itself
+        assert daemon.stopped().code == 0
+
+
+def test_another_board_at_the_port_is_not_taken_for_it(daemon, peers, hosts):
+    with peers.running(PEER, serial_number="FIRST") as board:
+        at(daemon, board.address)
+        daemon.started()
+        generation = daemon.until(lambda status: status["ready"])["generation"]
+    with peers.running(PEER, serial_number="SECOND") as other:
+        daemon.until(lambda status: True)
+        at(daemon, other.address)
+        daemon.kill(signal.SIGHUP)
+        lost = daemon.until(lambda status: "SECOND" in status["problems"].get("device", ""))
+        assert "FIRST" in lost["problems"]["device"]
+        assert daemon.stopped().code == 0
+    with Store.open(daemon.store, read_only=True) as store:
+        assert [one.id for one in store.generations()] == [generation]
+
+
+def test_a_board_that_is_absent_at_the_start_is_told(daemon):
+    at(daemon, "/dev/ttyNowhere")
+    done = daemon.start().wait()
+    assert done.code == 69
+    assert "/dev/ttyNowhere" in done.err
