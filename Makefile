@@ -23,6 +23,8 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/aihwkit.py
+	$(BIN)/python benchmarks/link.py
+	$(BIN)/python benchmarks/recalibration.py
 
 wheel: $(BIN)/python
 	$(INSTALL) build

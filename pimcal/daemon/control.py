@@ -81,6 +81,7 @@ class Control:
         client.received += data
         if b"\n" in client.received or len(client.received) > LARGEST_REQUEST:
             client.to_send = (json.dumps(self._reply(client.received)) + "\n").encode()
+            client.since_s = time.monotonic()  # what it took until now may have been the daemon's own delay
             self._selector.modify(connection, selectors.EVENT_WRITE, lambda: self._write(connection))
         elif not data:
             self._drop(connection)
