@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, Queue
 from types import SimpleNamespace
 
 import pytest
@@ -153,6 +155,7 @@ class Cable:
         self._to_board, self._to_host = bytearray(), bytearray()
         self._line = self._opened = self._plug_at_s = None
         self._waking, self._wake = os.pipe()
+        self._actions = Queue()
         self._thread = threading.Thread(target=self._run, name="cable")
 
     @property
@@ -171,21 +174,42 @@ class Cable:
 
     def unplug(self, seconds):
         """Pull the plug on the host's side; the board stays on power, and what it sends is lost."""
+        self._do(lambda: self._unplug(seconds))
+
+    def cut_power(self, seconds):
+        """The board goes off, and comes back with another boot id; the host sees a silence."""
+        self._do(lambda: self._cut_power(seconds))
+
+    def inject(self, data):
+        """Send the board what no host has sent."""
+        self._to_board += data
+
+    def _do(self, action):
+        """Have it done by the cable's thread: closed by another one, a descriptor that it is about to read may already
+        be somebody else's file."""
+        if threading.current_thread() is self._thread:
+            action()
+            return
+        done = Future()
+        self._actions.put((action, done))
+        done.result(PATIENCE_S)
+
+    def _act(self):
+        with suppress(Empty):
+            action, done = self._actions.get_nowait()
+            done.set_result(action())
+
+    def _unplug(self, seconds):
         self._place.unplug()
         self._to_host.clear()
         self._plug_at_s = time.monotonic() + seconds
 
-    def cut_power(self, seconds):
-        """The board goes off, and comes back with another boot id; the host sees a silence."""
+    def _cut_power(self, seconds):
         self._disconnect()
         self.peer.kill()
         time.sleep(seconds)
         self.peer.start()
         self._connect()
-
-    def inject(self, data):
-        """Send the board what no host has sent."""
-        self._to_board += data
 
     # carrying
 
@@ -217,6 +241,7 @@ class Cable:
 
     def _run(self):
         while self._step():
+            self._act()
             if self._plug_at_s is not None and time.monotonic() >= self._plug_at_s:
                 self._plug_at_s = None
                 self._place.plug()

@@ -97,8 +97,9 @@ class RemotePort:
                 with host, Line(self._path, timeout=0) as line:
                     host.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     cut = self._carry(host, line)
-                if cut:
-                    break
+                    if cut:  # nobody may come back before the server has gone
+                        self._listener.close()
+                        break
         return not select.select([self._stopped], [], [], self._off_s)[0]
 
     def _carry(self, host, line):
