@@ -6,6 +6,7 @@ standard deviations of layer outputs over many programmings differ from those of
 `speed`: ResNet-20, forward passes of aihwkit's converted model, of ours with each kind of tile, and of plain torch,
 taken in turns; ratios of medians.
 `quality`: accuracy in percent of ResNet-20 on 1,000 of the shared CIFAR-10 test images over time since programming.
+`reads`: the same a day after programming, calibrated with one read of the device and with the mean of several.
 """
 
 from __future__ import annotations
@@ -205,6 +206,27 @@ def quality(programmings: int, count: int = 1000) -> dict[str, Any]:
     return result
 
 
+def reads(programmings: int, count: int = 1000) -> dict[str, Any]:
+    """Calibrations whose images go through the device once and several times, so that their means have less noise."""
+    model = trained(20)
+    x, y = images("test")
+    data = list(zip(x[:count].split(250), y[:count].split(250), strict=True))
+    calibration, _ = images("calibration")
+    recipes = [parse_recipe(name, gdc=True) for name in ("gdc+paired", "gdc+affine")]
+    profile, metric = pimcal.load_profile("aihwkit_pcm"), resolve_metric("accuracy")
+    result: dict[str, Any] = {}
+    for times in (1, 4):
+        batches = calibration[:64].split(16) * times
+        found = timeline(
+            model, profile, [DAY_S], recipes, range(programmings), data, lambda recipe, batches=batches: batches, metric
+        )
+        for recipe in recipes:
+            values = [100 * reading.value for reading in found if reading.method == recipe.name]
+            told = f"{statistics.fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+            result.setdefault(recipe.name, {})[f"{times} reads"] = told
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="agreement,speed,quality", help="what to run, comma-separated")
@@ -215,6 +237,7 @@ def main() -> None:
         "agreement": lambda: agreement(options.programmings),
         "speed": lambda: speed(options.rounds),
         "quality": lambda: quality(3),
+        "reads": lambda: reads(3),
     }
     print(json.dumps({name: parts[name]() for name in options.parts.split(",")}, indent=2))
 

@@ -1,263 +1,30 @@
-"""Recalibration on simulated clocks: one JSON object.
+"""Recalibration: one JSON object.
 
 `probe`: false alarms of the probe where nothing drifts, and how often it notices, at the next check, a drift that costs
-one point of accuracy; on the digits network of the demo, right after a paired calibration. Each device (seed) accepts
-its answers once and is checked many times. The drift that costs one point is looked for on the same devices: mean
-accuracy over all held-out digits, several noise draws and devices, interpolated between the two ages around it.
-
-`policies`: 30 simulated days of recalibrating every hour, and of probing every hour and recalibrating on drift. Both
-calibrate on 64 digits and have the gate judge by 100 held-out ones; accuracy is measured on the 500 others, 100 times,
-on calibrations as old as they get. Device time is products, those of gates and probes included on both sides.
-
+one point of accuracy.
+`policies`: 30 simulated days of recalibrating every hour, and of probing every hour and recalibrating on drift.
 `memory`: the resident memory of 30 simulated days of the probe policy, after its first tenth.
+`kills`: processes that change a store, and whole daemons, killed at random moments; the store is whole each time.
+`hour`: the resident memory of a real daemon that serves HTTP at 20 times the normal rate, after its first tenth.
+`cables`: a daemon with a simulated board at a cable; the cable is pulled and the board reset in each minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 sys.path.append(sys.path.pop(0))  # behind the installed packages, whose names programs here have
 
 import torch
-
-import pimcal
-from pimcal.deployment import Deployment
-from pimcal.evaluation import evaluate
-from pimcal.metrics import resolve_metric
-from pimcal.plan import Images, Plan, Summary, plan, summaries
-from pimcal.recalibration.policy import parse_policies
-from pimcal.recalibration.probe import Accepted, ProbeSettings, accept, probe
-from pimcal_demo.digits import load_digits
-from pimcal_demo.network import load_network
-
-LOSS = 0.01  # one point of accuracy
-EVALUATIONS = 2  # of all held-out digits, on each device and at each age
-BATCH = 50  # held-out digits that share a draw of the noise
-
-
-@dataclass(frozen=True)
-class Case:
-    """A device and how it ages: seconds since it was calibrated, at `start_s` after programming."""
-
-    profile: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    start_s: float = 0.0
-    ages_s: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
-    slow: bool = False
-
-
-def gaussian(noise: str, **settings: Any) -> Case:
-    """A device whose eta0 grows by its initial value each second."""
-    drift = {"kind": "linear", "rate_per_s": 1.0}
-    return Case(f"gaussian_{noise}", {f"device.{key}": value for key, value in {"drift": drift, **settings}.items()})
-
-
-def cases() -> dict[str, Case]:
-    found = {
-        f"{noise}, {granularity}": gaussian(noise, granularity=granularity)
-        for noise in ("mul", "add")
-        for granularity in ("element", "tile", "device")
-    }
-    found |= {f"awgn, {redraw}": gaussian("awgn", redraw=redraw) for redraw in ("batch", "program")}
-    if find_spec("aihwkit") is not None:
-        hours = tuple(3600.0 * factor for factor in (1, 3, 5, 10))
-        found["aihwkit_pcm"] = Case("aihwkit_pcm", start_s=3600.0, ages_s=hours, slow=True)
-    return found
-
-
-class Subject:
-    """The digits network and its data."""
-
-    def __init__(self) -> None:
-        train, test = load_digits()
-        self.model = load_network()
-        self.metric = resolve_metric("accuracy")
-        self.calibration = list(zip(*(part[:64].split(16) for part in train), strict=True))
-        self.held_out = list(zip(*(part.split(BATCH) for part in test), strict=True))
-
-    @contextmanager
-    def calibrated(self, case: Case, seed: int) -> Iterator[tuple[Deployment, int]]:
-        """A device at the age of `start_s`, the network on it calibrated; and the products that this took."""
-        with pimcal.open_device(case.profile, {**case.overrides, "device.seed": seed}) as device:
-            net = pimcal.deploy(self.model, device)
-            device.advance(case.start_s)
-            record = pimcal.calibrate(net, self.calibration, "paired")
-            yield net.apply(record), record.made_with.mvms
-
-    def accuracy(self, net: Deployment) -> float:
-        return statistics.fmean(evaluate(net, self.held_out, self.metric).value for _ in range(EVALUATIONS))
-
-
-def age_of_loss(subject: Subject, case: Case, seeds: range) -> float:
-    """The age (s) at which drift has cost `LOSS`."""
-    losses = {0.0: 0.0}
-    curves = [curve(subject, case, seed) for seed in seeds]
-    for i, age_s in enumerate(case.ages_s, start=1):
-        earlier_s, before = [*losses.items()][-1]
-        losses[age_s] = statistics.fmean(values[0] - values[i] for values in curves)
-        if losses[age_s] >= LOSS:
-            return earlier_s + (age_s - earlier_s) * (LOSS - before) / (losses[age_s] - before)
-    raise SystemExit(f"no age costs {LOSS:.0%}: {losses}")
-
-
-def curve(subject: Subject, case: Case, seed: int) -> list[float]:
-    """Accuracy at age 0 and at each of the case's ages."""
-    with subject.calibrated(case, seed) as (net, _):
-        values, now_s = [subject.accuracy(net)], 0.0
-        for age_s in case.ages_s:
-            net.device.advance(age_s - now_s)
-            values.append(subject.accuracy(net))
-            now_s = age_s
-        return values
-
-
-def checks(net: Deployment, accepted: Accepted, count: int) -> tuple[int, float]:
-    """How many of so many checks find drift; and the largest statistic, 1 being drift."""
-    found = [probe(net, accepted) for _ in range(count)]
-    return sum(look.drifted for look in found), max(look.statistic for look in found)
-
-
-def measure_probe(subject: Subject, case: Case, seeds: range, count: int) -> dict[str, Any]:
-    age_s = age_of_loss(subject, case, seeds)
-    alarms = noticed = 0
-    largest = 0.0
-    smallest = float("inf")
-    for seed in seeds:
-        with subject.calibrated(case, seed) as (net, calibration_mvms):
-            accepted = accept(net)
-            before = net.device.cost.mvms
-            found, highest = checks(net, accepted, count)
-            mvms = (net.device.cost.mvms - before) // count
-            alarms, largest = alarms + found, max(largest, highest)
-            net.device.advance(age_s)
-            looks = [probe(net, accepted) for _ in range(count // 4)]
-            noticed += sum(look.drifted for look in looks)
-            smallest = min(smallest, *(look.statistic for look in looks))
-    return {
-        "false_alarms": alarms,
-        "checks": count * len(seeds),
-        "largest_statistic": round(largest, 2),
-        "age_of_one_point_s": round(age_s, 3),
-        "noticed": noticed,
-        "checks_after_drift": count // 4 * len(seeds),
-        "smallest_statistic": round(smallest, 2),
-        "mvms": mvms,
-        "share_of_calibration": round(mvms / calibration_mvms, 5),
-    }
-
-
-def measure_probes(devices: int, count: int) -> dict[str, Any]:
-    subject, settings = Subject(), ProbeSettings()
-    result: dict[str, Any] = {"draws": settings.draws, "false_alarms_allowed": settings.false_alarms}
-    for name, case in cases().items():
-        slower = 10 if case.slow else 1
-        result[name] = measure_probe(subject, case, range(devices), max(4, count // slower))
-        print(name, result[name], file=sys.stderr)
-    rows = [row for row in result.values() if isinstance(row, dict)]
-    for key in ("false_alarms", "checks", "noticed", "checks_after_drift"):
-        result[f"all_{key}"] = sum(row[key] for row in rows)
-    return result
-
-
-HORIZON_S = 30 * 86_400.0
-HOURLY, PROBING = "every:1h", "probe:1h:0.02"
-GATE_BATCHES = 2  # of BATCH digits
-
-
-def drifting() -> dict[str, Case]:
-    """Kinds of drift that cost an uncalibrated network much of its accuracy within 30 days."""
-    growing = {"kind": "logarithmic", "amplitude": 0.5, "time_constant_s": 3600.0}
-    steady = {"kind": "linear", "rate_per_s": 4 / HORIZON_S}
-    daily = {"kind": "temperature", "amplitude_c": 10.0, "period_s": 86_400.0, "eta0_per_c": 0.08}
-    walking = {"kind": "random_walk", "step_s": 3600.0, "std": 0.05}
-    found = {
-        "mul, logarithmic": gaussian("mul", drift=growing, eta0=0.05),
-        "mul, daily temperature": gaussian("mul", drift=daily, eta0=0.1),
-        "mul, random walk, device": gaussian("mul", drift=walking, eta0=0.1, granularity="device"),
-        "add, linear": gaussian("add", drift=steady, eta0=0.003),
-    }
-    if find_spec("aihwkit") is not None:
-        found["aihwkit_pcm"] = Case("aihwkit_pcm", slow=True)
-    return found
-
-
-def planned(subject: Subject, step_s: float, **options: Any) -> Plan:
-    calibration, gate, others = subject.calibration, subject.held_out[:GATE_BATCHES], subject.held_out[GATE_BATCHES:]
-    images = Images(calibration, gate, others)
-    return Plan(horizon_s=HORIZON_S, step_s=step_s, images=images, metric=subject.metric, **options)
-
-
-def measure_policy(subject: Subject, case: Case, policies: str, seeds: range) -> dict[str, Any]:
-    profile = pimcal.load_profile(case.profile, case.overrides)
-    wanted = planned(subject, HORIZON_S / (25 if case.slow else 100))
-    samples = plan(subject.model, profile, parse_policies(policies, profile.recalibration), seeds, wanted)
-    never, hourly, probing = summaries(samples)
-    means = {
-        name: [statistics.fmean(s.value for s in samples if (s.policy, s.seed) == (name, seed)) for seed in seeds]
-        for name in (HOURLY, PROBING)
-    }
-    behind = [each - other for each, other in zip(means[HOURLY], means[PROBING], strict=True)]
-    return {
-        "never": round(never.mean, 4),
-        "hourly": shown(hourly),
-        "probing": shown(probing),
-        "points_behind": round(100 * statistics.fmean(behind), 3),
-        "points_behind_by_seed": [round(100 * each, 3) for each in behind],
-        "share_of_device_time": round(probing.mvms / hourly.mvms, 4),
-    }
-
-
-def shown(summary: Summary) -> dict[str, Any]:
-    return {
-        "mean": round(summary.mean, 4),
-        "lowest": round(summary.lowest, 4),
-        "mvms": round(summary.mvms),
-        **{key: getattr(summary, key) for key in ("recalibrations", "looks", "rejected")},
-    }
-
-
-def measure_policies(seeds: int, kinds: str | None) -> dict[str, Any]:
-    subject, result = Subject(), dict[str, Any](policies=[HOURLY, PROBING], days=30, seeds=seeds)
-    for name, case in drifting().items():
-        if kinds is None or name in kinds.split(";"):
-            result[name] = measure_policy(subject, case, f"never,{HOURLY},{PROBING}", range(seeds))
-            print(name, result[name], file=sys.stderr, flush=True)
-    rows = [row for row in result.values() if isinstance(row, dict)]
-    for key in ("points_behind", "share_of_device_time"):
-        result[f"largest_{key}"] = max(row[key] for row in rows)
-    return result
-
-
-def measure_memory() -> dict[str, Any]:
-    """Resident memory at each sample; the samples measure it, too."""
-    subject, resident_mb = Subject(), list[float]()
-    case = drifting()["mul, random walk, device"]
-    profile = pimcal.load_profile(case.profile, case.overrides)
-    wanted = planned(subject, HORIZON_S / 100, on_sample=lambda sample: resident_mb.append(rss_mb()))
-    samples = plan(subject.model, profile, parse_policies(PROBING, profile.recalibration), range(1), wanted)
-    settled = resident_mb[len(resident_mb) // 10 :]
-    return {
-        "days": 30,
-        "recalibrations": samples[-1].recalibrations,
-        "looks": samples[-1].looks,
-        "mb_after_first_tenth": round(settled[0], 1),
-        "growth_mb": round(max(settled) - settled[0], 2),
-        "spread_mb": round(max(settled) - min(settled), 2),
-    }
-
-
-def rss_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+from recalibration_cables import measure_cables
+from recalibration_hour import measure_hour
+from recalibration_kills import measure_kills
+from recalibration_policies import measure_memory, measure_policies
+from recalibration_probe import measure_probes
 
 
 def main() -> None:
@@ -267,12 +34,21 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=100, help="of each device, a tenth of it on aihwkit")
     parser.add_argument("--seeds", type=int, default=3, help="devices of each kind, for the policies")
     parser.add_argument("--kinds", help="of drift, for the policies, with semicolons; left out: all")
+    parser.add_argument("--kills", type=int, default=200, help="of processes that change a store")
+    parser.add_argument("--daemon-kills", type=int, default=40, help="of whole daemons")
+    parser.add_argument("--disk-kills", type=int, default=40, help="of processes on a disk that is full")
+    parser.add_argument("--seed", type=int, default=0, help="of random moments, for kills and cables")
+    parser.add_argument("--minutes", type=float, default=60, help="of the hour")
+    parser.add_argument("--minutes-cables", type=int, default=10, help="of the cables")
     options = parser.parse_args()
     torch.set_num_threads(1)  # so small a network gains nothing from more
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "probe": lambda: measure_probes(options.devices, options.checks),
         "policies": lambda: measure_policies(options.seeds, options.kinds),
         "memory": measure_memory,
+        "kills": lambda: measure_kills(options.kills, options.daemon_kills, options.disk_kills, options.seed),
+        "hour": lambda: measure_hour(options.minutes),
+        "cables": lambda: measure_cables(options.minutes_cables, options.seed),
     }
     print(json.dumps({name: parts[name]() for name in options.parts.split(",")}, indent=2))
 

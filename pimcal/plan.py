@@ -23,8 +23,9 @@ from pimcal.profile import Profile
 from pimcal.recalibration.engine import Engine, EngineSettings
 from pimcal.recalibration.policy import Policy
 from pimcal.recalibration.remedy import REMEDIES, Remedy, recalibrate
-from pimcal.recalibration.simulate import Clock, Simulation, Tally, Turn
+from pimcal.recalibration.simulate import Clock, Simulation, Tally
 from pimcal.recalibration.triggers import BUILT_IN, Trigger
+from pimcal.recalibration.upkeep import Turn, Upkeep
 from pimcal.recipes import with_seed
 from pimcal.timeline import check_clock
 
@@ -179,7 +180,8 @@ def _operator(
         net, images.calibration, images.gate, wanted.metric, tally, clock=clock.wall_s,
         settings=replace(wanted.engine, accepts=probes), remedies=_remedies(net, images.calibration),
     )  # fmt: skip
-    return Simulation(engine, policy.settings, clock, Random(seed), wanted.triggers, wanted.on_turn)
+    upkeep = Upkeep(engine, policy.settings, clock.now, wanted.triggers, Random(seed))
+    return Simulation(upkeep, wanted.on_turn)
 
 
 def _remedies(net: Deployment, calibration: Sequence[Any]) -> tuple[Remedy, ...]:

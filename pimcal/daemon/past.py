@@ -8,11 +8,11 @@ from pimcal.daemon.journal import RUN_KIND
 from pimcal.recalibration.clock import Moment
 from pimcal.recalibration.decide import History
 from pimcal.recalibration.triggers import Readings
+from pimcal.recalibration.upkeep import ATTEMPTS
 from pimcal.record import Record
 from pimcal.store import Generation, Key, Store
 from pimcal.store.journal import Run
 
-ATTEMPTS = ("activated", "kept", "failed")
 _RUNS = 200  # of the newest; those of the last hour are needed
 
 

@@ -368,8 +368,8 @@ class _Open:
         keeper = self.keeper
         if keeper.active is not None:
             status.generation = keeper.active.generation.id
-        status.record, status.calibrated = keeper.net.active, keeper.history.calibrated is not None
+        status.record, status.calibrated = keeper.net.active, keeper.upkeep.history.calibrated is not None
         status.last_look, status.decision = keeper.notes.last_look, keeper.decision.lines()
         status.problems |= keeper.notes.problems
         status.counters = self.counters(served)
-        status.telemetry = dict(keeper.telemetry)
+        status.telemetry = dict(keeper.upkeep.telemetry)

@@ -113,10 +113,11 @@ class Engine:
             return self._remedy(state, "; ".join(state.misfits), spent, (), None)
         if self.accepted is None and self.active is None:
             return self._remedy(state, "there is no calibration yet", spent, (), None)
-        if self.accepted is None:
+        look = self.look()
+        if look is None:
             self._accept(spent, None)
             return self._end("fine", "took the tiles' answers as they are with the record in force", state, spent)
-        first = self._check_data(spent)
+        first = self._told(look, spent)
         self._dead &= _dead(first)
         if not (first.drifted or _dead(first) - self._dead):
             return self._end("fine", first.reason, state, spent, (first,))
@@ -131,6 +132,10 @@ class Engine:
         """A whole calibration, whatever a look would say; the gate decides as always. Raises as `run`."""
         return self._remedy(self.check_state(), reason, Spent(), (), None)
 
+    def look(self) -> Probe | None:
+        """Ask the golden vectors, and do nothing about it; None where no answers are accepted yet."""
+        return None if self.accepted is None else probe(self.net, self.accepted, self.sensitivity)
+
     def check_state(self) -> State:
         """What can be told without device time."""
         return check_state(self.net, self.active, self.accepted_under, Conditions.now(self.net, self.clock()))
@@ -142,10 +147,6 @@ class Engine:
         return self._failed_at_s + pause_s - self.clock()
 
     # looking
-
-    def _check_data(self, spent: Spent) -> Probe:
-        assert self.accepted is not None
-        return self._told(probe(self.net, self.accepted, self.sensitivity), spent)
 
     def _confirm(self, spent: Spent) -> tuple[Probe, Mapping[Spot, Answer]]:
         """A look as long as that which tells the accepted answers: it can take their place."""

@@ -4,6 +4,7 @@ import json
 import logging
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -177,18 +178,27 @@ def test_a_trigger_that_always_fires_is_not_followed_all_the_time(room, subject)
 def test_a_restart_forgets_nothing(room, subject):
     with room.keeper(subject(PROBING)) as keeper:
         room.goes_on(keeper, DAY_S)
-        history, accepted, level = keeper.history, keeper.engine.accepted, keeper.engine.level
+        history, engine = keeper.upkeep.history, keeper.engine
     room.time.goes_on(HOUR_S)
     with room.keeper(subject(PROBING)) as again:
         assert again.active.generation == keeper.active.generation
         assert again.net.active == keeper.active.record.id
-        assert again.history.calibrated.at == history.calibrated.at
-        assert (
-            again.history.attempts[-1].wall_s == history.attempts[-1].wall_s
-        )  # older ones than an hour matter to no one
-        assert again.engine.level == level
-        spot = next(iter(accepted.tiles))
-        assert torch.equal(again.engine.accepted.tiles[spot].answers, accepted.tiles[spot].answers)
+        found = again.upkeep.history
+        assert found.calibrated.at == history.calibrated.at
+        assert found.attempts[-1].wall_s == history.attempts[-1].wall_s  # those older than an hour matter to no one
+        assert (again.engine.level, again.engine.sensitivity) == (engine.level, engine.sensitivity)
+        spot = next(iter(engine.accepted.tiles))
+        assert torch.equal(again.engine.accepted.tiles[spot].answers, engine.accepted.tiles[spot].answers)
+
+
+def test_a_restart_does_not_forget_which_changes_cost_nothing(room, subject):
+    with room.keeper(subject(PROBING, rate_per_s=0.0)) as keeper:
+        room.goes_on(keeper, HOUR_S)
+        tolerant = replace(keeper.engine.sensitivity, gain=0.03)
+        keeper.engine.sensitivity = tolerant
+        keeper.run_now("look")
+    with room.keeper(subject(PROBING, rate_per_s=0.0)) as again:
+        assert again.engine.sensitivity == tolerant
 
 
 def test_after_a_start_a_look_tells_whether_the_calibration_still_fits(room, subject):

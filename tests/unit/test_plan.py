@@ -20,7 +20,7 @@ from pimcal.profile.sections import Recalibration
 from pimcal.recalibration.decide import decide
 from pimcal.recalibration.policy import parse_policies, parse_policy
 from pimcal.recalibration.probe import ACCEPTED_DRAWS, ProbeSettings, products_of
-from pimcal.recalibration.simulate import Turn
+from pimcal.recalibration.upkeep import Turn
 
 from .recalibration_devices import batches, network
 
