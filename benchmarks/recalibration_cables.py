@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ HALF_S = 30.0
 LATEST_S = 12.0  # in its half
 PULLED_S, CUT_S = (2.0, 10.0), (0.05, 3.0)
 ASKING_S = 10.0  # between wishes, on average
+RESTARTS = "board_restarts"  # that the driver has noticed since the device was opened
 PATIENCE_S = 180.0
 TICK_S = 0.05
 
@@ -58,7 +61,8 @@ def measure_cables(minutes: int, seed: int) -> dict[str, Any]:
         status = daemon.until(lambda status: status["ready"] and status["state"] == "waiting")
         assert daemon.stopped().code == 0
         check_files(daemon.store)
-        return told(recoveries, 2 * minutes) | run.asked | final(daemon.store, status, run.contents)
+        found = told(recoveries) | run.asked | final(daemon.store, status, run.contents)
+        return found | {"reached": len(recoveries) == 2 * minutes and found["nothing_lost"]}
 
 
 class Disturbed:
@@ -129,12 +133,14 @@ class Disturbed:
         self._until(lambda status: status["generation"] == read_whole(self._daemon.store).active)
         return Recovery(kind, round(ready_s, 2), round(looked_s, 2), status["generation"])
 
-    def _until(self, reached: Any) -> dict[str, Any]:
+    def _until(self, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         end_s = time.monotonic() + PATIENCE_S
-        while not reached(status := self._daemon.ask(do="status")):
+        while True:
+            status: dict[str, Any] = self._daemon.ask(do="status")
+            if reached(status):
+                return status
             assert time.monotonic() < end_s, status
             time.sleep(TICK_S)
-        return status
 
     def _look_into_store(self) -> None:
         now = read_whole(self._daemon.store)
@@ -142,10 +148,9 @@ class Disturbed:
         self.contents = now
 
 
-def told(recoveries: list[Recovery], disturbances: int) -> dict[str, Any]:
+def told(recoveries: list[Recovery]) -> dict[str, Any]:
     kinds = Counter(each.kind for each in recoveries)
     return {
-        "disturbances": disturbances,
         "pulls": kinds["pull"],
         "resets": kinds["reset"],
         "recoveries": len(recoveries),
@@ -165,16 +170,16 @@ def final(folder: Path, status: dict[str, Any], before: Contents) -> dict[str, A
     whole = now.follows(before) and times == ["device lost", "device back"] * lost
     with Store.open(folder, read_only=True) as store:
         runs = Counter(run.outcome for run in store.journal.runs(limit=None))
+        restarts = [0.0, *(one.value for one in store.journal.telemetry(status["device"], RESTARTS, limit=None))]
     return {
         "device_lost": lost,
         "device_back": times.count("device back"),
         "other_alerts": dict(Counter(alerts) - Counter(times)),
         "counters": status["counters"],
-        "board_restarts": status["telemetry"].get("board_restarts"),
+        "board_restarts": round(sum(max(0.0, after - before) for before, after in pairwise(restarts))),
         "outcomes": dict(runs),
         "generations": len(now.generations),
-        "active_in_store_and_in_force": now.active == status["generation"],
         "events": len(now.events),
-        "nothing_lost": whole and status["counters"]["lost"] == lost,
+        "nothing_lost": whole and status["counters"]["lost"] == lost and now.active == status["generation"],
         "problems_at_end": status["problems"],
     }

@@ -29,7 +29,7 @@ from pimcal.store import Store
 from pimcal.store.collect import collect_garbage
 
 NEW, STARTING = 0.25, 0.3  # shares of the rounds with a new store, and of those that end while the daemon starts
-START_S = 1.5  # about twice what it takes to calibrate for the first time
+START_S = 1.0  # about what it takes to calibrate for the first time
 BUSY_S = 3.0  # with calibrations that follow each other
 DISK_S = 0.3
 DISK = "size=2m,mode=0755"

@@ -20,14 +20,14 @@ from pimcal.plan import Images, Plan, Summary, plan, summaries
 from pimcal.recalibration.policy import parse_policies
 
 HORIZON_S = 30 * 86_400.0
-HOURLY, PROBING = "every:1h", "probe:1h:0.02"
+HOURLY, PROBING = "every:1h", "probe:1h:0.035"
 GATE_BATCHES = 2  # of BATCH digits
 
 
 def drifting() -> dict[str, Case]:
     """Kinds of drift that cost an uncalibrated network much of its accuracy within 30 days."""
     growing = {"kind": "logarithmic", "amplitude": 0.5, "time_constant_s": 3600.0}
-    steady = {"kind": "linear", "rate_per_s": 4 / HORIZON_S}
+    steady = {"kind": "linear", "rate_per_s": 2 / HORIZON_S}  # beyond that nothing saves this network
     daily = {"kind": "temperature", "amplitude_c": 10.0, "period_s": 86_400.0, "eta0_per_c": 0.08}
     walking = {"kind": "random_walk", "step_s": 3600.0, "std": 0.05}
     found = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimcal.errors import DataError
 from pimcal.files import write_atomically
+from pimcal.profile.differences import differences as differing_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,8 @@ FORMAT = "pimcal-record/1"
 class Provenance:
     """What a record was made with, so that it is not applied elsewhere unnoticed.
 
-    `profile_hash` covers what a correction depends on: the profile without its calibration, gate and schedule.
+    `profile_hash` covers what a correction depends on: the profile without its calibration, gate and schedule;
+    `hardware` holds those values, None in records of earlier versions.
     `wall_time` is UTC, ISO 8601; `telemetry` holds the device's readings by name and unit (temperature_c,
     simulated_time_s, ... where it has them); `before` and `after` are the metric on held-out data.
     """
@@ -47,6 +50,7 @@ class Provenance:
     metric: str | None = None
     before: float | None = None
     after: float | None = None
+    hardware: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +96,17 @@ class Record:
     @classmethod
     def load(cls, path: str | Path) -> Record:
         """Read a file that `save` wrote. Raises DataError where it is unreadable or no record."""
-        from safetensors import SafetensorError, safe_open
+        return cls.from_bytes(read_file(path), path)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str | Path) -> Record:
+        """As `load`, from what was read of a file already; `path` is told in errors."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})["pimcal"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            tensors = dict(sorted(load(content).items()))  # safetensors gives them in any order
+            about = json.loads(_metadata(content)["pimcal"])
             if about["format"] != FORMAT:
                 raise DataError(f"{path}: format {about['format']!r}, this pimcal reads {FORMAT!r}")
             return cls(
@@ -105,10 +114,18 @@ class Record:
                 corrections=_nested(tensors),
                 made_with=Provenance(**about["made_with"]),
             )
-        except FileNotFoundError as error:
-            raise DataError(f"there is no file {path}") from error
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a calibration record ({type(error).__name__}: {error})") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _no_record(path, error) from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """The content of a record's file. Raises DataError where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}") from error
+    except OSError as error:
+        raise _no_record(path, error) from error
 
 
 def check_fits(record: Record, model_hash: str, device: Device, *, force: bool = False) -> None:
@@ -119,14 +136,24 @@ def check_fits(record: Record, model_hash: str, device: Device, *, force: bool =
             f"record {record.id} was made for a model with hash {made.model_hash[:12]}, this one has "
             f"{model_hash[:12]}; calibrate again"
         )
-    here = {"device": device.capabilities.identity, "profile_hash": device.profile.hardware_hash}
-    differing = [key for key, value in here.items() if getattr(made, key) != value]
-    if differing and not force:
-        told = "; ".join(f"{key}: {getattr(made, key)} there, {here[key]} here" for key in differing)
+    found = [*elsewhere(made, device)]
+    if found and not force:
+        told = "; ".join(f"{key}: {there} there, {here} here" for key, there, here in found)
         raise DataError(
             f"record {record.id} was made elsewhere ({told}); "
             "calibrate again, or apply it all the same (force=True, --force)"
         )
+
+
+def elsewhere(made: Provenance, device: Device) -> Iterator[tuple[str, Any, Any]]:
+    """What of the device and its profile is not as it was: name, there, here."""
+    if made.device != device.capabilities.identity:
+        yield "device", made.device, device.capabilities.identity
+    if made.profile_hash != device.profile.hardware_hash:
+        if made.hardware is None:
+            yield "profile_hash", made.profile_hash[:12], device.profile.hardware_hash[:12]
+        else:
+            yield from differing_values(made.hardware, device.profile.hardware)
 
 
 def differences(first: Record, second: Record) -> dict[str, Any]:
@@ -144,6 +171,17 @@ def differences(first: Record, second: Record) -> dict[str, Any]:
         else:
             tensors[name] = float((a[name] - b[name]).abs().max())
     return {"fields": fields, "tensors": tensors}
+
+
+def _no_record(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not a calibration record ({type(error).__name__}: {error})")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file has in its header beside tensors; safetensors reads it from files only."""
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return found
 
 
 def _flat(corrections: Corrections) -> dict[str, Tensor]:

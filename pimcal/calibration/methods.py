@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pimcal.calibration.clean import CleanStatistics, Occasion, clean_statistics
+from pimcal.calibration.interlude import Interlude
 from pimcal.calibration.lockstep import Lockstep
 from pimcal.calibration.moments import (
     Moments,
@@ -58,6 +59,7 @@ def find_corrections(
     momentum: float,
     clean: CleanStatistics | None = None,
     progress: Progress,
+    interlude: Interlude,
 ) -> Corrections:
     """Measure and correct `net` on `batches`; its modules are left as the measurement needed them.
 
@@ -65,10 +67,16 @@ def find_corrections(
     """
     check_method(net, method)
     if method == "ema":
-        return _ema(net, batches, momentum, progress)
+        return _ema(net, batches, momentum, progress, interlude)
     start = 0.0 if method == "pooled" or clean is not None else 0.5
-    clean = clean or clean_for(net, batches, method, lambda share: progress(share / 2))
-    return _LayerByLayer(net, clean, method).run(batches, lambda share: progress(start + (1 - start) * share))
+
+    def on_clean(share: float) -> None:
+        interlude()
+        progress(share / 2)
+
+    clean = clean or clean_for(net, batches, method, on_clean)
+    layer_by_layer = _LayerByLayer(net, clean, method, interlude)
+    return layer_by_layer.run(batches, lambda share: progress(start + (1 - start) * share))
 
 
 def clean_for(
@@ -80,7 +88,9 @@ def clean_for(
     return clean_statistics(net, batches, layers=method == "affine", progress=progress)
 
 
-def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Progress) -> Corrections:
+def _ema(
+    net: Deployment, batches: Sequence[Any], momentum: float, progress: Progress, interlude: Interlude
+) -> Corrections:
     """Tsai et al., Algorithm 1: moving averages of each mini-batch's mean and variance under noise.
 
     As in training, a batch is normalised by its own statistics while the averages are built.
@@ -96,8 +106,9 @@ def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Pro
         set_statistics(norms[point.name], now.mean, now.var)
         return tensor
 
-    with tapped(net.module, norm_points(net), tap):
+    with tapped(net.module, norm_points(net), interlude.deaf(tap)):
         for i, batch in enumerate(batches):
+            interlude()
             call_with(net, batch, device_of(net))
             progress((i + 1) / len(batches))
     for name, (mean, var) in averages.items():
@@ -108,8 +119,8 @@ def _ema(net: Deployment, batches: Sequence[Any], momentum: float, progress: Pro
 class _LayerByLayer:
     """One pass over all batches in lockstep: measure a point, correct it, go on with corrected values."""
 
-    def __init__(self, net: Deployment, clean: CleanStatistics, method: Method) -> None:
-        self.net, self.clean, self.method = net, clean, method
+    def __init__(self, net: Deployment, clean: CleanStatistics, method: Method, interlude: Interlude) -> None:
+        self.net, self.clean, self.method, self.interlude = net, clean, method, interlude
         self.norms, self.originals = norms_of(net.module), norms_of(net.reference)
         self.unfollowed = set(net.layers) - set(clean.follows.values()) if method == "affine" else set()
         self.seen: dict[str, dict[Occasion, Moments]] = {}
@@ -125,12 +136,13 @@ class _LayerByLayer:
         device = device_of(self.net)
 
         def tap(point: Point, tensor: Tensor) -> Tensor:
+            self.interlude()
             call = counters.setdefault(self.lockstep.batch_index, CallCounter()).next(point.name)
             reached.add((point.name, call))
             progress(min(1.0, len(reached) / (len(points) + 1)))  # more where modules are called several times
             return self.lockstep.meet((point, call), tensor)
 
-        with tapped(self.net.module, points, tap), self.net.session():
+        with tapped(self.net.module, points, self.interlude.deaf(tap)), self.net.session():
             self.lockstep.run(lambda batch: call_with(self.net.module, batch, device), batches)
         progress(1.0)
         return self.corrections

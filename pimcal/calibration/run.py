@@ -7,17 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
-import pimcal
 from pimcal.batches import batch_size
 from pimcal.calibration.clean import CleanStatistics
+from pimcal.calibration.interlude import Interlude, Pause
 from pimcal.calibration.methods import Method, Progress, find_corrections
-from pimcal.corrections import Corrections
+from pimcal.calibration.provenance import provenance
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
 from pimcal.events import CalibrationFinished
-from pimcal.record import Provenance, Record
+from pimcal.record import Record
 from pimcal.registry import emit
 
 
@@ -30,6 +28,7 @@ def calibrate(
     seed: int | None = None,
     clean: CleanStatistics | None = None,
     progress: Progress = lambda share: None,
+    pause: Pause = lambda: None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Record:
@@ -46,7 +45,8 @@ def calibrate(
     Nothing is in force afterwards that was not before: `net.apply(record)` is the second step.
 
     `clean`: what `clean_for` gave for this method and these batches, to save another run of the digital model.
-    `seed` is only recorded. `progress` is called with the share of the work that is done, from 0 to 1.
+    `seed` is only recorded. `progress` is called with the share of the work that is done, from 0 to 1. `pause` is
+    called between measurements: there `net` may be called, with other corrections if these are undone again.
     `now` and `clock` give the record's date and its duration in seconds.
 
     Raises DataError for fewer than two images or for NaN on the way, UsageError where the method does not suit
@@ -56,7 +56,7 @@ def calibrate(
     method = method or settings.method
     batches = list(batches)
     images = count_images(batches)
-    before, start = net.device.cost.copy(), clock()
+    before, start, interlude = net.device.cost.copy(), clock(), Interlude(net.device, pause)
     with net.uncorrected():
         corrections = find_corrections(
             net,
@@ -65,9 +65,13 @@ def calibrate(
             momentum=settings.momentum if momentum is None else momentum,
             clean=clean,
             progress=progress,
+            interlude=interlude,
         )
-    mvms = net.device.cost.since(before).mvms
-    record = _record(net, method, corrections, images, len(batches), mvms, clock() - start, seed, now())
+    mvms = net.device.cost.since(before).mvms - interlude.mvms
+    made_with = provenance(
+        net, now(), mvms=mvms, images=images, batches=len(batches), seconds=clock() - start, seed=seed
+    )
+    record = Record(method=method, corrections=corrections, made_with=made_with)
     emit(CalibrationFinished(method, images, mvms, record.made_with.seconds))
     return record
 
@@ -78,35 +82,3 @@ def count_images(batches: Sequence[Any]) -> int:
     if images < 2:
         raise DataError(f"calibration needs at least 2 images to measure a spread, got {images}; 64 is a good number")
     return images
-
-
-def _record(
-    net: Deployment,
-    method: str,
-    corrections: Corrections,
-    images: int,
-    batches: int,
-    mvms: int,
-    seconds: float,
-    seed: int | None,
-    now: datetime,
-) -> Record:
-    device = net.device
-    made_with = Provenance(
-        pimcal=pimcal.__version__,
-        torch=torch.__version__,
-        backend=device.profile.backend,
-        profile=device.profile.name,
-        profile_hash=device.profile.hardware_hash,
-        model_hash=net.model_hash,
-        device=device.capabilities.identity,
-        firmware=device.capabilities.firmware,
-        wall_time=now.isoformat(timespec="seconds"),
-        images=images,
-        batches=batches,
-        mvms=mvms,
-        seconds=round(seconds, 6),
-        seed=seed,
-        telemetry=device.telemetry(),
-    )
-    return Record(method=method, corrections=corrections, made_with=made_with)

@@ -15,7 +15,7 @@ import typer
 from pimcal.cli import options as o
 from pimcal.cli import stores as s
 from pimcal.cli.output import print_json, print_table
-from pimcal.errors import ConfigError, DataError, DeviceUnavailableError, UsageError
+from pimcal.errors import ConfigError, DataError, DeviceUnavailableError, StorageError, UsageError
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
@@ -103,18 +103,21 @@ def run(
     with _configuration():
         read()  # before torch is loaded, so that a mistake is told at once
         binding = _binding(http, token_file)
-        make_store(store)
+        check_writable(store)
         log_to(_stderr(), log_format.value)
         loaded = o.load_subject(profile, override, model, weights, seed, torch_device)
         images = _images(data, calibration_data, held_out, preprocess, batch_size)
         subject = _subject(loaded, images, metric)
+        make_store(store)  # now that all else is right: nothing is left behind where it is not
     raise typer.Exit(_serve(subject, read, store, socket, new, speed, binding))
 
 
 def make_store(folder: Path) -> None:
-    """Raises StorageError where no file can be made in it."""
-    check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Raises StorageError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the store {folder}: {error.strerror}; name another folder") from error
 
 
 @contextmanager
@@ -184,20 +187,25 @@ def _serve(
     from pimcal.daemon.address import socket_file
     from pimcal.daemon.clock import SystemClock
     from pimcal.daemon.notify import Notifier
+    from pimcal.daemon.overview import Overview
     from pimcal.daemon.reload import reloaded
     from pimcal.daemon.service import Bell, Service
     from pimcal.daemon.worker import Job, Worker
 
     bell, clock, address = Bell(), SystemClock(speed), socket_file(store, socket)
-    worker = Worker(Job(subject, store, clock, new, bell.ring))
+
+    def now() -> float:
+        return clock.now().wall_s
+
+    overview = Overview(Worker(Job(subject, store, clock, new, bell.ring)), store, now)
     with bell.for_signals(), ExitStack() as stack:
         more = []
         if binding is not None:
             from pimcal.serving.beside import beside
 
-            more = [stack.enter_context(beside(worker, subject, store, address, lambda: clock.now().wall_s, binding))]
+            more = [stack.enter_context(beside(overview, subject, store, address, now, binding))]
         service = Service(
-            worker, bell, address, Notifier(os.environ), lambda old: reloaded(old, read()), subject, *more
+            overview, bell, address, Notifier(os.environ), lambda old: reloaded(old, read()), subject, *more
         )
         return service.run()
 
@@ -254,17 +262,25 @@ def release(
 ) -> None:
     """Close the device, so that something else can use it; returns when it is closed."""
     _tell(store, socket, {"do": "release", "for": lasting})
-    _wait(store, socket, lambda found: found["state"] == "released", "released the device")
+    _wait(lambda: _ask(store, socket, {"do": "status"})["state"] == "released", "released the device")
 
 
 @app.command()
 def stop(store: s.OptionalStore = None, socket: SocketOption = None) -> None:
     """End the daemon; returns when it has."""
+    from pimcal.daemon.client import NoDaemonError
+
+    def ended() -> bool:
+        try:
+            _ask(store, socket, {"do": "status"})
+        except NoDaemonError:
+            return True
+        except DeviceUnavailableError:  # it is there, and too busy with its end to answer
+            return False
+        return False
+
     _tell(store, socket, {"do": "stop"})
-    try:
-        _wait(store, socket, lambda found: False, "stopped")
-    except DeviceUnavailableError:
-        return
+    _wait(ended, "stopped")
 
 
 def _ask(store: Path | None, socket: Path | None, request: dict[str, Any]) -> dict[str, Any]:
@@ -281,10 +297,10 @@ def _tell(store: Path | None, socket: Path | None, request: dict[str, Any]) -> N
     typer.echo(f"told the daemon: {request['do']}")
 
 
-def _wait(store: Path | None, socket: Path | None, there: Callable[[dict[str, Any]], bool], what: str) -> None:
-    """Raises DeviceUnavailableError where the daemon is gone, or has not done it in time."""
+def _wait(reached: Callable[[], bool], what: str) -> None:
+    """Raises DeviceUnavailableError where the daemon has not done it in time."""
     deadline_s = time.monotonic() + PATIENCE_S
-    while not there(_ask(store, socket, {"do": "status"})):
+    while not reached():
         if time.monotonic() > deadline_s:
-            raise UsageError(f"the daemon has not {what} within {PATIENCE_S:g} s; look at its log")
+            raise DeviceUnavailableError(f"the daemon has not {what} within {PATIENCE_S:g} s; look at its log")
         time.sleep(TICK_S)

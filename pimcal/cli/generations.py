@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pimcal.cli import stores as s
+from pimcal.cli.durations import seconds
 from pimcal.cli.options import Json
 from pimcal.cli.output import print_json, print_table, shown
 
@@ -117,10 +118,11 @@ def import_(
 ) -> None:
     """Add a record's file as a candidate; activate it afterwards, if you want it."""
     from pimcal.store import Store
-    from pimcal.store.transfer import import_record
+    from pimcal.store.transfer import import_record, read_incoming
 
+    incoming = read_incoming(file)  # before a store is made for it
     with Store.create(store) as opened:
-        _tell(import_record(opened, file, reason, force=force), "is a candidate now", as_json)
+        _tell(import_record(opened, incoming, reason, force=force), "is a candidate now", as_json)
 
 
 def gc(
@@ -128,19 +130,24 @@ def gc(
     keep: Annotated[
         int, typer.Option("--keep", min=0, help="Of retired and of rejected generations so many of the newest stay.")
     ] = 10,
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="DURATION", help="Remove probes and telemetry that are older.")
+    ] = "90d",
     reason: s.Reason = s.ASKED,
     as_json: Json = False,
 ) -> None:
-    """Remove the tensors of old generations, and files that nothing needs; history stays."""
+    """Remove the tensors of old generations, old probes and telemetry, and files that nothing needs; history stays."""
     from pimcal.store import Store
     from pimcal.store.collect import collect_garbage
 
+    older_than_s = seconds("--older-than", older_than)
     with Store.open(store) as opened:
-        found = collect_garbage(opened, keep, reason)
+        found = collect_garbage(opened, keep, reason, older_than_s=older_than_s)
     if as_json:
         print_json(asdict(found))
-    else:
-        typer.echo(f"{len(found.generations)} generations and {found.files} files removed, {found.bytes:,} bytes")
+        return
+    typer.echo(f"{len(found.generations)} generations and {found.files} files removed, {found.bytes:,} bytes")
+    typer.echo(f"{found.probes} probes and {found.readings} readings of telemetry older than {older_than} removed")
 
 
 def migrate(store: s.StoreOption, as_json: Json = False) -> None:

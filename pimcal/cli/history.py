@@ -18,6 +18,7 @@ def history(
     generation: Annotated[
         str | None, typer.Option("--generation", metavar="ID", help="Only what is about this generation.")
     ] = None,
+    device: s.Device = None,
     as_json: Json = False,
 ) -> None:
     """Show what happened to a store, when and why; the newest event is the last."""
@@ -26,7 +27,7 @@ def history(
 
     opened = Store.open(store, read_only=True)
     wanted = None if generation is None else s.find(opened, generation).id
-    events = opened.journal.history(generation=wanted, limit=limit)
+    events = s.newest_of(opened, device, limit, lambda count: opened.journal.history(generation=wanted, limit=count))
     if as_json:
         print_json({"events": [{**asdict(event), "at": iso(event.at)} for event in events]})
         return

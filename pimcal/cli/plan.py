@@ -11,8 +11,9 @@ import typer
 from pimcal import registry
 from pimcal.cli import comparison as c
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json, print_table, progress_bar, shown, stdout_for_json
-from pimcal.errors import UsageError
+from pimcal.cli.durations import seconds
+from pimcal.cli.output import print_json, progress_bar, stdout_for_json
+from pimcal.cli.plan_tables import print_plan
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plan(
     policies: Annotated[
         str,
         typer.Option(
-            "--policies", metavar="P1,P2,...", help="never, once, every:1h, cron:..., probe:1h:0.02, profile."
+            "--policies", metavar="P1,P2,...", help="never, once, every:1h, cron:..., probe:1h:0.035, profile."
         ),
     ] = "never,every:1h,every:1d,probe",
     step: Annotated[
@@ -62,8 +63,8 @@ def plan(
     """
     from pimcal.recalibration.policy import parse_policies
 
-    horizon_s = _seconds("--horizon", horizon)
-    step_s = horizon_s / 100 if step is None else _seconds("--step", step)
+    horizon_s = seconds("--horizon", horizon)
+    step_s = horizon_s / 100 if step is None else seconds("--step", step)
     compared = parse_policies(policies, o.read_profile(profile, override).recalibration)
     if out is not None:
         check_writable(out)
@@ -105,18 +106,9 @@ def plan(
     if as_json:
         print_json(table)
         return
-    _print(table)
+    print_plan(table)
     if out is not None:
         typer.echo(f"written to {out}")
-
-
-def _seconds(option: str, text: str) -> float:
-    from pimcal.profile.duration import parse_duration
-
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise UsageError(f"{option} {text!r}: {error}") from error
 
 
 def _use_threads(model: nn.Module) -> None:
@@ -133,17 +125,3 @@ def _images(profile: Profile, same: c.Comparison, calibration: Any) -> Images:
     judged, count = same.held_out, profile.gate.images
     gate, rest = judged.split(count) if count is not None and count < judged.images else (judged, judged)
     return Images(calibration, list(gate), list(rest))
-
-
-def _print(table: dict[str, Any]) -> None:
-    metric = table["metric"]
-    typer.echo(f"clean {metric} (digital hardware): {shown(metric, table['clean'])}")
-    head = ("policy", f"mean {metric}", "lowest", "device MVMs", "cells", "recalibrations", "looks", "rejected")
-    lines = [
-        (
-            row["policy"], shown(metric, row["mean"]), shown(metric, row["lowest"]), f"{row['mvms']:,.0f}",
-            f"{row['programmed_cells']:,.0f}", *(f"{row[key]:g}" for key in ("recalibrations", "looks", "rejected")),
-        )
-        for row in table["policies"]
-    ]  # fmt: skip
-    print_table(head, lines)

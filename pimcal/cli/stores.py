@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from pimcal.errors import UsageError
 if TYPE_CHECKING:
     from pimcal.record import Record
     from pimcal.store import Generation, Key, Store
+    from pimcal.store.events import Event
 
 StoreOption = Annotated[Path, typer.Option("--store", metavar="DIR", help="The store: a folder.")]
 OptionalStore = Annotated[Path | None, typer.Option("--store", metavar="DIR", help="The store: a folder.")]
@@ -55,6 +57,29 @@ def find_record(store: Store | None, name: str) -> tuple[Record, Generation | No
         return Record.load(name), None
     generation = find(store, name)
     return store.record(generation.id), generation
+
+
+def devices(store: Store) -> set[str]:
+    """The devices that a store has generations for."""
+    return {key.device for key in store.known_keys()}
+
+
+def newest_of(
+    store: Store, device: str | None, limit: int, history: Callable[[int | None], list[Event]]
+) -> list[Event]:
+    """The newest lines of `history(limit)`, oldest first; of one device where it is given.
+
+    Raises UsageError where the store's history does not know that device.
+    """
+    if device is None:
+        return history(limit)
+    found = [event for event in history(None) if event.device == device]
+    if not found:
+        known = devices(store) | {event.device for event in store.journal.history(limit=None) if event.device}
+        if device not in known:
+            told = ", ".join(sorted(known)) or "none yet"
+            raise UsageError(f"store {store.folder} has no history of device {device!r}; it has that of: {told}")
+    return found[-limit:]
 
 
 def choose_keys(store: Store, device: str | None, model_hash: str | None) -> list[Key]:

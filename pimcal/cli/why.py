@@ -15,15 +15,25 @@ from pimcal.cli.output import print_json, print_table
 def why(
     store: s.StoreOption,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
+    device: s.Device = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the daemon decided, what came of it and why, the newest first."""
+    """Show what the daemon decided, what came of it and why; the newest is the last."""
     from pimcal.daemon.why import reasons
     from pimcal.store import Store
     from pimcal.store.clock import iso
 
-    found = reasons(Store.open(store, read_only=True), limit)
+    opened = Store.open(store, read_only=True)
+    found = s.newest_of(opened, device, limit, lambda count: reasons(opened, count))
     if as_json:
         print_json({"decisions": [{**asdict(event), "at": iso(event.at)} for event in found]})
         return
-    print_table(("time", "what", "reason"), [(iso(event.at), event.kind, event.reason) for event in found])
+    columns: dict[str, list[str | None]] = {
+        "time": [iso(event.at) for event in found],
+        "what": [event.kind for event in found],
+        "device": [event.device or "" for event in found],
+        "reason": [event.reason for event in found],
+    }
+    if len(s.devices(opened).union(columns["device"]) - {""}) < 2:
+        del columns["device"]
+    print_table(tuple(columns), list(zip(*columns.values(), strict=True)))

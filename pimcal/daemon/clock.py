@@ -41,6 +41,11 @@ class SystemClock:
         return seconds / self.speed
 
 
+_LATEST_S = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()  # ISO 8601 has four digits for a year
+
+
 def told_time(wall_s: float | None) -> str | None:
-    """A time for people and programs: ISO 8601, UTC, to the second."""
-    return None if wall_s is None else datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="seconds")
+    """A time for people and programs: ISO 8601, UTC, to the second; what is later than the year 9999 is its end."""
+    if wall_s is None:
+        return None
+    return datetime.fromtimestamp(min(wall_s, _LATEST_S), UTC).isoformat(timespec="seconds")

@@ -15,11 +15,12 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from pimcal.daemon.address import address_of
+from pimcal.daemon.lock import held
 from pimcal.errors import DeviceBusyError, PimcalError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -34,22 +35,26 @@ class Control:
     """Listens from construction to `close`."""
 
     def __init__(self, path: Path, selector: selectors.BaseSelector, answer: Answer) -> None:
-        """`answer(request)` gives the reply; a PimcalError that it raises becomes {"error": ...}.
+        """`answer(request)` gives the reply; what it raises becomes {"error": ...}.
 
-        Raises DeviceBusyError where another daemon listens at `path`, StorageError where no socket can be made there.
+        A lock beside the socket is held until `close`: of several daemons that start at once, one takes the place of
+        one that was killed. Raises DeviceBusyError where another daemon has `path`, StorageError where no socket can be
+        made there.
         """
         self._path, self._selector, self._answer = path, selector, answer
         self._clients: dict[socket.socket, _Client] = {}
-        self._socket = _listening(path)
-        self._inode = path.stat().st_ino
-        selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        with ExitStack() as stack:
+            stack.enter_context(held(path.with_name(f"{path.name}.lock"), f"socket {path}"))
+            self._socket = stack.enter_context(_listening(path))
+            self._inode = path.stat().st_ino
+            selector.register(self._socket, selectors.EVENT_READ, self._accept)
+            self._held = stack.pop_all()
 
     def close(self) -> None:
         for client in [*self._clients]:
             self._drop(client)
         self._selector.unregister(self._socket)
-        self._socket.close()
-        with suppress(OSError):
+        with self._held, suppress(OSError):
             if self._path.stat().st_ino == self._inode:  # not another daemon's
                 self._path.unlink()
 
@@ -124,6 +129,9 @@ class Control:
             return self._answer(request)
         except PimcalError as error:
             return {"error": str(error)}
+        except Exception as error:  # a mistake in answering does not end the daemon
+            logger.exception("the daemon's own error, when it was asked for %r", request.get("do"))
+            return {"error": f"the daemon's own error, see its log: {type(error).__name__}: {error}"}
 
     def _drop(self, connection: socket.socket) -> None:
         del self._clients[connection]
@@ -173,9 +181,13 @@ def _make_room(path: Path, address: str) -> None:
             probe.connect(address)
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
+        except (BlockingIOError, TimeoutError) as error:
+            raise DeviceBusyError(
+                f"another program listens at {path}, and answers nobody; end it, or give --socket another path"
+            ) from error
         else:
             raise DeviceBusyError(
-                f"the daemon of process {_peer(probe)} listens at {path}; stop it with `pimcal daemon stop`, or give "
+                f"process {_peer(probe)} listens at {path}; stop it, a daemon with `pimcal daemon stop`, or give "
                 "--socket another path"
             )
 

@@ -16,10 +16,11 @@ from pimcal.daemon.in_force import Active, find_active
 from pimcal.daemon.journal import StoreJournal
 from pimcal.daemon.memory import Memory, memory_file
 from pimcal.daemon.notes import TOLD, Notes
-from pimcal.daemon.past import remembered
+from pimcal.daemon.past import Past, remembered, unremembered
 from pimcal.daemon.status import Look
 from pimcal.daemon.subject import Subject
 from pimcal.deployment import Deployment
+from pimcal.device import Cost
 from pimcal.errors import ConfigError, StorageError
 from pimcal.events import DeviceProbed
 from pimcal.recalibration.clock import Moment
@@ -30,7 +31,7 @@ from pimcal.recalibration.triggers import Trigger
 from pimcal.recalibration.upkeep import Upkeep, programming
 from pimcal.record import Record
 from pimcal.registry import emit
-from pimcal.store import Store, key_of
+from pimcal.store import Generation, Store, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -57,22 +58,28 @@ class Keeper:
         changed: Callable[[], None] = lambda: None,
         settings: EngineSettings | None = None,
         generator: Random | None = None,
+        notes: Notes | None = None,
+        fallback: Active | None = None,
     ) -> None:
         """`anew`: a record in the store that does not fit this model or profile is to be replaced, not an error.
         `changed()`: called when `notes` have changed.
 
-        Raises ConfigError where it is one, StorageError where the store cannot be read.
+        `notes`, `fallback`: those of an earlier keeper of this device, and what it had in force, which stays in force
+        where the store's cannot be. Raises ConfigError, StorageError where that is so and there were no notes.
         """
         self.net, self.store, self.guests, self.now = net, store, guests, now
         self.key = key_of(net)
-        self.notes = Notes(self.key.device, changed)
+        self.notes = notes or Notes(self.key.device, changed)
+        self._again = notes is not None
         self.decision = Decision("nothing", (), 0.0)
         self._anew, self._settings, self._generator, self._triggers = anew, settings, generator or Random(), triggers
-        self._journal = StoreJournal(store, self.key, lambda: net.device.cost.since(guests.cost))
+        self._journal = StoreJournal(store, self.key, self._own_cost)
         self._advanced_to_s = now().monotonic_s
         self._memory = memory_file(store.folder, self.key)
         self._adopt(subject)
-        self._take_up(find_active(store, net, anew=anew))
+        self._take_up(self._find_active(fallback))
+        self._chosen = False  # somebody has activated what is in force, and it was not looked at yet
+        self._safely(lambda: store.reject_leftovers(self.key, "whoever made it was killed before it was judged"))
         self._doubtful = self.active is not None  # the device was opened: nobody saw what happened to it before
 
     # what it works with
@@ -89,10 +96,27 @@ class Keeper:
         self._images = subject.images(subject.profile)
 
     def _judges(self) -> Interruptible:
-        return Interruptible(self._images.held_out, lambda: self.guests.serve_aside(self.net, self._in_force()))
+        return Interruptible(self._images.held_out, self._let_in)
+
+    def _let_in(self) -> None:
+        """Serve others in the middle of a run of the engine."""
+        self.guests.serve_aside(self.net, self._in_force())
+
+    def _own_cost(self) -> Cost:
+        """What the device has cost without them."""
+        return self.net.device.cost.since(self.guests.cost)
 
     def _in_force(self) -> Corrections:
         return self.engine.active.corrections if self.engine.active else {}
+
+    def _find_active(self, fallback: Active | None) -> Active | None:
+        try:
+            return find_active(self.store, self.net, anew=self._anew)
+        except (StorageError, ConfigError) as error:
+            if not self._again:
+                raise
+            self._problem("generation", f"{error}; what was in force stays in force")
+            return fallback
 
     def _take_up(self, active: Active | None) -> None:
         """Begin anew with what the store says is in force."""
@@ -101,25 +125,30 @@ class Keeper:
         if self.net.active and (record is None or self.net.active != record.id):
             self.net.set_extra_state({"device": {}, "active": []})
         self.engine = self._engine_for(record)
-        self._kept = self.engine.accepted, self.engine.sensitivity  # what a restart finds
-        pair = (active.generation, active.record) if active else None
-        past = remembered(self.store, self.key, pair, programming(self.net.device.telemetry()), self.now())
+        self._kept = self.engine.learned  # what a restart finds
+        past = self._past((active.generation, active.record) if active else None)
         self.upkeep = Upkeep(
             self.engine, self.subject.profile.recalibration, self.now, self._triggers, self._generator,
             history=past.history, last_look=past.last_look,
         )  # fmt: skip
 
+    def _past(self, active: tuple[Generation, Record] | None) -> Past:
+        programmed, now = programming(self.net.device.telemetry()), self.now()
+        try:
+            return remembered(self.store, self.key, active, programmed, now)
+        except StorageError as error:
+            if not self._again:
+                raise
+            self._problem("store", str(error))
+            return unremembered(active, programmed, now)
+
     def _engine_for(self, record: Record | None) -> Engine:
         memory = Memory.load(self._memory, record.id) if record else None
-        engine = Engine(
+        return Engine(
             self.net, self._images.calibration, self._judges(), self.subject.metric, self._journal,
             clock=lambda: self.now().wall_s, settings=self._settings, active=record,
-            accepted=memory.accepted if memory else None, accepted_under=memory.under if memory else None,
-            level=memory.level if memory else None,
+            learned=memory.learned if memory else None, cost=self._own_cost, pause=self._let_in,
         )  # fmt: skip
-        if memory is not None:
-            engine.sensitivity = memory.sensitivity
-        return engine
 
     # what is due
 
@@ -127,13 +156,11 @@ class Keeper:
         """Decide, and do it; after how many seconds of the clock to call it again."""
         self.follow_store()
         self._live()
-        if self._doubtful:
+        self._take_choice()
+        if self._doubtful and not self._is_held():
+            self._asked("look", "run: the device was opened and programmed; a look tells whether the calibration fits")
             self._doubtful = False
-            if not self._is_held():
-                self._asked(
-                    "look", "run: the device was opened and programmed; a look tells whether the calibration fits"
-                )
-                return 0.0
+            return 0.0
         turn = self.upkeep.decide()
         self.decision = turn.decision
         self._tell_overdue()
@@ -144,6 +171,11 @@ class Keeper:
             self._run(lambda: self.upkeep.calibrate(turn))
         return min(self.decision.next_look_s, WATCH_S)  # the store may say something else by then
 
+    def _take_choice(self) -> None:
+        if self._chosen:
+            self._run(self.upkeep.adopt)
+            self._chosen = False
+
     def _is_held(self) -> bool:
         history = self.upkeep.history
         return bool(holds(self.upkeep.settings, self.now(), history.attempts, history.rejected))
@@ -152,6 +184,7 @@ class Keeper:
         """Look at the device and undo what has drifted, or calibrate, whatever the schedule says."""
         self.follow_store()
         self._live()
+        self._take_choice()
         self._asked(asked, f"{asked}: asked for by run-now")
 
     def follow_store(self) -> None:
@@ -162,6 +195,7 @@ class Keeper:
             if (found and found.id) != present:
                 logger.info("the store has generation %s active now; it is put in force", found and found.id)
                 self._take_up(find_active(self.store, self.net, anew=self._anew))
+                self._chosen = self.active is not None
             self.notes.solved("generation")
         except (StorageError, ConfigError) as error:
             self._problem("generation", f"{error}; what was in force stays in force")
@@ -176,18 +210,14 @@ class Keeper:
     # doing it
 
     def _look(self) -> None:
-        if self.engine.accepted is None:
-            self._run(self.upkeep.look)
-        else:
-            self._safely(self._probe)
-            self._looked()
-
-    def _probe(self) -> None:
         look = self.upkeep.probe()
-        if look is not None:
-            self._note("drifted" if look.drifted else "fine", look.reason)
-            emit(DeviceProbed(self.key.device, look.error, look.drifted, look.reason, look.mvms))
-            self._journal.add_probe(look)
+        if look is None:
+            self._run(self.upkeep.look)
+            return
+        self._note("drifted" if look.drifted else "fine", look.reason)
+        emit(DeviceProbed(self.key.device, look.error, look.drifted, look.reason, look.mvms))
+        self._safely(lambda: self._journal.add_probe(look))
+        self._looked()
 
     def _asked(self, asked: Asked, why: str) -> None:
         self._safely(lambda: self._journal.asked(why))
@@ -205,12 +235,13 @@ class Keeper:
 
     def _ended(self, run: Run) -> None:
         self.notes.solved("store")
-        self._note(run.outcome, run.reason)
         if run.outcome == "activated":
             self._safely(self._remember_active)
+        self._note(run.outcome, run.reason)
         self._set_problem("no remedy", run.reason if run.outcome == "failed" else None)
-        dead = sorted(tile for (_, tile), state in run.tiles.items() if state == "dead")
+        dead = sorted({tile for _, tile in self.engine.dead_tiles})
         self._set_problem("dead tiles", ", ".join(map(str, dead)) or None)
+        self._set_problem("accuracy", self.engine.worth.shortfall)
         self._keep_answers()
 
     def _remember_active(self) -> None:
@@ -222,21 +253,19 @@ class Keeper:
 
     def _keep_answers(self) -> None:
         engine = self.engine
-        if engine.accepted is None or engine.active is None:
+        learned = engine.learned
+        if learned.accepted is None or engine.active is None or learned == self._kept:
             return
-        accepted, sensitivity = self._kept
-        if engine.accepted is accepted and engine.sensitivity == sensitivity:
-            return
-        memory = Memory(engine.active.id, engine.accepted, engine.accepted_under, engine.level, engine.sensitivity)
+        memory = Memory(engine.active.id, learned)
         if self._safely(lambda: memory.save(self._memory)):
-            self._kept = engine.accepted, engine.sensitivity
+            self._kept = learned
 
     # telling
 
     def _note(self, outcome: str, reason: str) -> None:
         self.notes.looked(Look(self.now().wall_s, outcome, reason))
 
-    def _safely(self, write: Callable[[], None]) -> bool:
+    def _safely(self, write: Callable[[], object]) -> bool:
         """Write something that can be done without; whether it could be written."""
         try:
             write()

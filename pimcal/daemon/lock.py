@@ -28,20 +28,24 @@ def held(path: Path, what: str) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StorageError(f"cannot take the lock {path}: {error.strerror}; give this user write permission") from error
+        raise StorageError(
+            f"cannot take the lock {path}: {error.strerror}; its folder must be there, and this user may write to it"
+        ) from error
     try:
-        _take(handle, what)
+        _take(handle, path, what)
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int, what: str) -> None:
+def _take(handle: int, path: Path, what: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another daemon"
         raise DeviceBusyError(f"{what} is kept by {holder}; stop that one with `pimcal daemon stop`") from error
+    except OSError as error:
+        raise StorageError(f"cannot take the lock {path}: {error.strerror}; it must be on a local disk") from error
     try:
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} ({' '.join(sys.argv)[:1000]})".encode(), 0)

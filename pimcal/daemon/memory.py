@@ -1,49 +1,36 @@
-"""What the engine must find again after a restart and the store has no place for: the accepted answers."""
+"""What the engine must find again after a restart and the store has no place for, in a file beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pimcal.files import write_atomically
-from pimcal.recalibration.probe import Accepted, ProbeSettings
-from pimcal.recalibration.state import Conditions
+from pimcal.recalibration.learned import Learned
 from pimcal.store import Key
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = 1
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the tiles answered when a record was found to be right, under which conditions, and its metric then.
-
-    `sensitivity`: what the probe takes for drift since, as some changes were found to cost nothing.
-    """
+    """What an engine has learned under a record."""
 
     record_id: str
-    accepted: Accepted
-    under: Conditions | None
-    level: float | None
-    sensitivity: ProbeSettings
+    learned: Learned
 
     def save(self, path: Path) -> None:
         """Raises StorageError; what was there before is untouched then."""
-        under = None if self.under is None else [self.under.at_s, self.under.telemetry]
-        state = {
-            "record": self.record_id,
-            "level": self.level,
-            "under": under,
-            "accepted": self.accepted.state_dict(),
-            "sensitivity": asdict(self.sensitivity),
-        }
         content = io.BytesIO()
-        torch.save(state, content)
+        torch.save({"format": _FORMAT, "record": self.record_id, "learned": self.learned.state_dict()}, content)
         write_atomically(path, content.getvalue())
 
     @classmethod
@@ -51,16 +38,17 @@ class Memory:
         """None where nothing is kept for this record; it is told where that is because the file is damaged."""
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
-            if state["record"] != record_id:
-                return None
-            under = None if state["under"] is None else Conditions(*state["under"])
-            sensitivity = ProbeSettings(**state["sensitivity"])
-            return cls(record_id, Accepted.from_state(state["accepted"]), under, state["level"], sensitivity)
+            if state.get("format") != _FORMAT:
+                raise ValueError("it was written by another version of pimcal")
+            return cls(record_id, Learned.from_state(state["learned"])) if state["record"] == record_id else None
         except FileNotFoundError:
             return None
         except Exception as error:  # torch has no error of its own for a damaged file
             logger.warning(
-                "%s cannot be read (%s: %s); the tiles' answers are taken anew", path, type(error).__name__, error
+                "%s cannot be read (%s: %s); whether the calibration still fits is measured on the held-out images",
+                path,
+                type(error).__name__,
+                error,
             )
             return None
 

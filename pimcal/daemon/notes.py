@@ -12,7 +12,7 @@ from pimcal.registry import emit
 
 logger = logging.getLogger(__name__)
 
-TOLD = "no remedy", "dead tiles"  # the engine alerts to these itself
+TOLD = "no remedy", "dead tiles", "accuracy"  # the engine alerts to these itself
 
 
 @dataclass(slots=True)

@@ -40,11 +40,17 @@ def remembered(store: Store, key: Key, active: tuple[Generation, Record] | None,
     return Past(history, Moment.remembered(max(looks), now) if looks else None)
 
 
+def unremembered(active: tuple[Generation, Record] | None, programming: str, now: Moment) -> Past:
+    """The same where the store cannot be read."""
+    return Past(History(calibrated=None if active is None else _calibrated(*active, 0.0, programming, now)), None)
+
+
 def _confirmed_at(runs: list[Run]) -> float:
     """When a new calibration was found to be no better than the one in force, the last time."""
     return max((run.at for run in runs if run.outcome == "kept"), default=0.0)
 
 
 def _calibrated(generation: Generation, record: Record, confirmed_at: float, programming: str, now: Moment) -> Readings:
-    made = Moment.remembered(max(generation.created_at, confirmed_at), now)
+    activated_at = generation.activated_at or generation.created_at  # going back to an older one is a choice of today
+    made = Moment.remembered(max(activated_at, confirmed_at), now)
     return Readings(at=made, telemetry=record.made_with.telemetry, programming=programming)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pimcal.daemon.control import Control
+from pimcal.daemon.lasting import is_lasting
 from pimcal.daemon.notify import Notifier
+from pimcal.daemon.overview import Overview
 from pimcal.daemon.subject import Subject
-from pimcal.daemon.worker import Worker
-from pimcal.errors import PimcalError, UsageError
+from pimcal.errors import ConfigError, PimcalError, UsageError
 from pimcal.profile.duration import parse_duration
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK_S = 5.0
+LONGEST_RELEASE_S = 30 * 86_400.0
 
 
 class Bell:
@@ -59,11 +61,11 @@ class Bell:
 
 
 class Service:
-    """`run` returns the exit code; raises what ended the worker."""
+    """`run` returns the exit code; raises what ended the worker, a ConfigError where it would be so the next time."""
 
     def __init__(
         self,
-        worker: Worker,
+        overview: Overview,
         bell: Bell,
         path: Path,
         notifier: Notifier,
@@ -75,12 +77,11 @@ class Service:
 
         `stopping(stop)` is called when the daemon is to end, and calls `stop()` as soon as the worker may be stopped.
         """
-        self._worker, self._bell, self._notifier = worker, bell, notifier
+        self._overview, self._worker, self._bell, self._notifier = overview, overview.worker, bell, notifier
         self._reload, self._subject, self._before_stop = reload, subject, stopping
         self._selector = selectors.DefaultSelector()
         self._control = Control(path, self._selector, self._answer)
         self._selector.register(bell.waiting, selectors.EVENT_READ, self._hear)
-        self._problem: str | None = None
         self._ready = self._stopping = False
         self._code = 0
 
@@ -96,8 +97,11 @@ class Service:
         finally:
             self._control.close()
             self._selector.close()
-        if self._worker.failure is not None:
-            raise self._worker.failure
+        failure = self._worker.failure
+        if failure is not None and is_lasting(failure):
+            raise ConfigError(str(failure)) from failure
+        if failure is not None:
+            raise failure
         logger.info("stopped")
         return self._code
 
@@ -107,12 +111,13 @@ class Service:
 
     def _tell(self) -> None:
         """What the service manager wants to know; the watchdog is fed only while the worker makes progress."""
-        status = self._worker.status
+        status = self._overview.status
         if not self._ready and status.state not in ("starting", "stopped"):
             self._ready = True
             logger.info("device %s is open", status.device)
             self._notifier.ready()
-        self._notifier.status(f"{status.line()}{'' if self._problem is None else f'; {self._problem}'}")
+        self._overview.tell()
+        self._notifier.status(status.line())
         if self._worker.silent_s() < (self._notifier.watchdog_s or 0.0) / 2:
             self._notifier.fed()
 
@@ -141,17 +146,25 @@ class Service:
         self._before_stop(self._worker.stop)
 
     def _load_again(self) -> None:
-        self._notifier.reloading()
+        told = self._ready and not self._stopping  # READY=1 ends a reload, and must not end the start
+        if told:
+            self._notifier.reloading()
         try:
             self._subject = self._reload(self._subject)
         except PimcalError as error:
-            self._problem = f"the configuration was not reloaded, the former one holds: {error}"
-            logger.error("%s", self._problem)
+            self._keep_former(str(error))
+        except Exception as error:  # a mistake in reading does not end the daemon
+            logger.exception("the daemon's own error, when it read the configuration")
+            self._keep_former(f"the daemon's own error, see its log: {type(error).__name__}: {error}")
         else:
-            self._problem = None
+            self._overview.solved("configuration")
             self._worker.reload(self._subject)
             logger.info("configuration reloaded")
-        self._notifier.ready()
+        if told:
+            self._notifier.ready()
+
+    def _keep_former(self, why: str) -> None:
+        self._overview.problem("configuration", f"it was not reloaded, the former one holds: {why}")
 
     # the socket
 
@@ -176,9 +189,7 @@ class Service:
         return {"done": asked}
 
     def _status(self) -> dict[str, Any]:
-        found = self._worker.status.as_dict()
-        if self._problem is not None:
-            found["problems"]["configuration"] = self._problem
+        found = self._overview.status.as_dict()
         return {**found, "process": os.getpid(), "profile": self._subject.profile.name}
 
 
@@ -191,4 +202,6 @@ def _seconds(text: object) -> float:
         raise UsageError(f"release: {error}") from error
     if seconds <= 0:
         raise UsageError("release: the duration must be above zero")
+    if seconds > LONGEST_RELEASE_S:
+        raise UsageError("release: 30d is the longest; to have the device for longer, `pimcal daemon stop`")
     return seconds

@@ -35,7 +35,8 @@ class Look:
 class Status:
     """A snapshot. Times are Unix seconds. `problems`: what somebody should look at now, by kind.
 
-    `lost`: the device is waited for. `ready`: it is open and calibrated.
+    `lost`: the device is waited for. `ready`: it is open and calibrated. `metric_value`: what `metric_name` was for
+    what is in force, when that was measured last; None where it was not.
     """
 
     state: State = "starting"
@@ -44,6 +45,8 @@ class Status:
     generation: str | None = None
     record: str | None = None
     calibrated: bool = False
+    metric_name: str | None = None
+    metric_value: float | None = None
     paused: bool = False
     released_until_s: float | None = None
     last_look: Look | None = None
@@ -72,6 +75,6 @@ class Status:
     def line(self) -> str:
         """The shortest thing that can be said of it."""
         if self.state == "lost":
-            return f"lost: {self.problems.get('device', 'the device is waited for')}"
+            return f"lost: {', '.join(self.problems.values()) or 'the device is waited for'}"
         about = [self.state, self.device or "", f"generation {self.generation}" if self.generation else ""]
         return ", ".join(filter(None, [*about, *self.problems.values()]))

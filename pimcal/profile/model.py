@@ -87,15 +87,22 @@ class Profile(Section):
 
     @property
     def hardware_hash(self) -> str:
-        """The same over what a correction depends on.
+        """The same over `hardware`."""
+        return _sha256(self.hardware)
+
+    @property
+    def hardware(self) -> dict[str, JsonValue]:
+        """Every value that a correction depends on.
 
         Neither how calibrations are made, judged and scheduled, nor what a backend's settings list in `LINK`: how the
         device is reached.
         """
         values = {key: value for key, value in self.resolved().items() if key not in _PROCEDURE}
         link = set(getattr(type(self.settings), "LINK", ()))
-        device = self.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=link)
-        return _sha256({**values, "device": device})
+        return {
+            **values,
+            "device": self.settings.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=link),
+        }
 
     def resolved(self) -> dict[str, JsonValue]:
         """Every value, defaults included, as plain data that a profile file could hold."""

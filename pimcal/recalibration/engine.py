@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pimcal.calibration.gate import Verdict, gate
+from pimcal.calibration.gate import Verdict, gate, measure
+from pimcal.calibration.interlude import Pause
 from pimcal.deployment import Deployment
+from pimcal.device import Cost
 from pimcal.errors import DeviceBusyError, DeviceUnavailableError, PimcalError, StorageError
 from pimcal.events import DeviceProbed, Event, RecalibrationAlert, RecalibrationFinished
 from pimcal.metrics import Metric
@@ -16,13 +19,13 @@ from pimcal.recalibration.golden import Answer, Spot, ask
 from pimcal.recalibration.held import forget_old_records, kept_on_error
 from pimcal.recalibration.journal import Journal as Journal
 from pimcal.recalibration.journal import MemoryJournal as MemoryJournal
+from pimcal.recalibration.learned import Learned
 from pimcal.recalibration.outcome import Attempt as Attempt
 from pimcal.recalibration.outcome import AttemptOutcome, Outcome
 from pimcal.recalibration.outcome import Run as Run
 from pimcal.recalibration.outcome import Spent as Spent
 from pimcal.recalibration.probe import (
     ACCEPTED_DRAWS,
-    Accepted,
     Probe,
     ProbeSettings,
     accept,
@@ -33,8 +36,11 @@ from pimcal.recalibration.probe import (
 from pimcal.recalibration.remedy import REMEDIES, Remedy, Situation
 from pimcal.recalibration.state import Conditions, State, check_state, misfits
 from pimcal.recalibration.statistics import KINDS
+from pimcal.recalibration.worth import Worth
 from pimcal.record import Record
 from pimcal.registry import emit
+
+logger = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
@@ -45,23 +51,20 @@ _NEVER_TRIED_FURTHER = (DeviceUnavailableError, DeviceBusyError, StorageError)
 class EngineSettings:
     """`good_enough`: drop of the metric, against the last whole calibration, at which no larger remedy is tried.
 
-    After a run that failed, the next waits `retry_s`, twice as long after each further one, at most `longest_retry_s`.
-    `accepts`: after a calibration the tiles' answers are accepted, for later looks; without these, products that serve
-    no one.
+    `alarming`: drop against the best that was seen, at which somebody is told. `accepts`: after a calibration the
+    tiles' answers are accepted, for later looks; without these, products that serve no one.
     """
 
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     good_enough: float = 0.005
-    retry_s: float = 600.0
-    longest_retry_s: float = 86_400.0
+    alarming: float = 0.05
     accepts: bool = True
 
 
 class Engine:
     """Keeps one deployed network right. `run` is one look and what follows from it; call it whenever that is due.
 
-    `active` is the record in force, `accepted` what the tiles answered under it, `level` its metric: None at first, and
-    attributes to save and to give back after a restart. With neither of the first two the first run calibrates.
+    `active` is the record in force. With neither a record nor accepted answers the first run calibrates.
     """
 
     def __init__(
@@ -76,75 +79,140 @@ class Engine:
         settings: EngineSettings | None = None,
         remedies: Sequence[Remedy] = REMEDIES,
         active: Record | None = None,
-        accepted: Accepted | None = None,
-        accepted_under: Conditions | None = None,
-        level: float | None = None,
+        learned: Learned | None = None,
+        cost: Callable[[], Cost] | None = None,
+        pause: Pause = lambda: None,
     ) -> None:
         """`calibration`, `held_out`: batches; the latter judge. `remedies`: the smallest first, the last is a whole
-        calibration. `clock` gives seconds; on simulators it may be their own.
+        calibration. `clock` gives seconds; on simulators it may be their own. `learned`: of an earlier process.
+
+        `cost()`: what the device has cost, where not all of that is this engine's. `pause()` is called in the middle of
+        calibrations, where others may use the network.
         """
         self.net, self.calibration, self.held_out, self.metric = net, calibration, held_out, metric
         self.journal, self.clock = journal, clock
         self.settings = settings or EngineSettings()
-        self.sensitivity = self.settings.probe  # less where a change was found to cost nothing
         self.remedies = tuple(remedies)
-        self.active, self.accepted, self.accepted_under = active, accepted, accepted_under
-        self.level = active.made_with.after if level is None and active else level
-        self.failures = 0
-        self._failed_at_s = 0.0
+        self.active = active
+        known = learned or Learned()
+        self.accepted, self.accepted_under = known.accepted, known.under
+        self.sensitivity = known.sensitivity or self.settings.probe  # less where a change was found to cost nothing
+        self.worth = self._worth(known, active)
+        self._cost, self._pause = cost or (lambda: net.device.cost), pause
         self._dead: frozenset[Spot] = frozenset()  # somebody was told of them, and they were remedied if possible
+        self._told_of_shortfall = False
         if active is not None and net.active != active.id and not misfits(net, active):
             net.apply(active)
 
+    def _worth(self, known: Learned, active: Record | None) -> Worth:
+        after = active.made_with.after if active else None
+        level = after if known.level is None else known.level
+        best = level if known.best is None else known.best
+        return Worth(
+            self.metric.higher_is_better, self.settings.good_enough, self.settings.alarming, level, best, after
+        )
+
+    @property
+    def learned(self) -> Learned:
+        """To be given to the next process, with `active`."""
+        return Learned(self.accepted, self.accepted_under, self.worth.level, self.worth.best, self.sensitivity)
+
+    @property
+    def dead_tiles(self) -> frozenset[Spot]:
+        """Those that did not answer when they were asked last."""
+        return self._dead
+
+    def _unanswered(self, look: Probe) -> frozenset[Spot]:
+        unusable = self.accepted.unusable if self.accepted else {}
+        return frozenset((*look.of_state("dead"), *unusable))
+
     # one run
 
-    def run(self, *, force: bool = False) -> Run:
-        """Check state, check data, and where that finds drift, remedy it. `force`: not to wait after failures.
+    def run(self) -> Run:
+        """Check state, check data, and where that finds drift, remedy it.
 
         Raises DeviceUnavailableError, DeviceBusyError where the device is gone, StorageError where the journal cannot
         be written. What was in force is in force after any exception, Ctrl-C among them.
         """
-        spent = Spent()
-        state = self.check_state()
-        wait_s = 0.0 if force else self._wait_s()
-        if wait_s > 0:
-            return self._end("waiting", f"{self.failures} runs failed; the next try is in {wait_s:.0f} s", state, spent)
+        spent, state = Spent(), self.check_state()
         if state.misfits:
-            return self._remedy(state, "; ".join(state.misfits), spent, (), None)
+            return self._remedy(state, "; ".join(state.misfits), spent)
         if self.accepted is None and self.active is None:
-            return self._remedy(state, "there is no calibration yet", spent, (), None)
+            return self._remedy(state, "there is no calibration yet", spent)
         look = self.look()
         if look is None:
-            self._accept(spent, None)
-            return self._end("fine", "took the tiles' answers as they are with the record in force", state, spent)
+            return self._by_worth("nobody knows how the tiles answered", state, spent)
         first = self._told(look, spent)
-        self._dead &= _dead(first)
-        if not (first.drifted or _dead(first) - self._dead):
+        revived = self._dead - self._unanswered(first)
+        self._dead -= revived
+        if revived and not (first.drifted or self.is_news(first)):
+            return self._by_worth(f"{len(revived)} tiles answer again", state, spent, (first,))
+        if not (first.drifted or self.is_news(first)):
             return self._end("fine", first.reason, state, spent, (first,))
         second, answers = self._confirm(spent)
-        died = _dead(second) - self._dead
-        self._tell_of_dead(second, died)
+        died = self._unanswered(second) - self._dead
+        self._notice_dead({spot: second.tiles[spot].reason for spot in died})
         if not (second.drifted or died):
             return self._end("fine", f"a longer look did not confirm: {first.reason}", state, spent, (first, second))
         return self._remedy(state, second.reason, spent, (first, second), answers)
 
     def recalibrate(self, reason: str) -> Run:
         """A whole calibration, whatever a look would say; the gate decides as always. Raises as `run`."""
-        return self._remedy(self.check_state(), reason, Spent(), (), None)
+        return self._remedy(self.check_state(), reason, Spent())
+
+    def adopt(self) -> Run:
+        """Somebody chose what is in force: take the tiles' answers as they are, and tell what that is worth."""
+        spent, state = Spent(), self.check_state()
+        self.worth.value = self._value(spent)
+        self._accept(spent, None)
+        told = self._told_value(self.worth.value)
+        return self._end("fine", f"took what was chosen, and the tiles' answers, as they are: {told}", state, spent)
 
     def look(self) -> Probe | None:
         """Ask the golden vectors, and do nothing about it; None where no answers are accepted yet."""
         return None if self.accepted is None else probe(self.net, self.accepted, self.sensitivity)
 
+    def is_news(self, look: Probe) -> bool:
+        """Whether it found tiles that died, or that answer again: a run has to follow."""
+        return self._unanswered(look) != self._dead
+
     def check_state(self) -> State:
         """What can be told without device time."""
         return check_state(self.net, self.active, self.accepted_under, Conditions.now(self.net, self.clock()))
 
-    def _wait_s(self) -> float:
-        if not self.failures:
-            return 0.0
-        pause_s = min(self.settings.retry_s * 2.0 ** (self.failures - 1), self.settings.longest_retry_s)
-        return self._failed_at_s + pause_s - self.clock()
+    def _by_worth(self, why: str, state: State, spent: Spent, probes: tuple[Probe, ...] = ()) -> Run:
+        """A look at the tiles cannot tell whether the record in force is right: measure what it is worth now."""
+        value = self._value(spent)
+        told = f"{why}: {self._told_value(value)}"
+        if self.worth.level is not None:
+            told += f", it was {self.worth.level:.4f}"
+        if not self.worth.is_good(value):
+            return self._remedy(state, told, spent, before=value)
+        self.worth.value = value
+        if self.worth.level is None and value is not None:
+            self.worth.calibrated(value)
+        if self.accepted is None:
+            self._accept(spent, None)
+            told += "; their answers of now are the right ones"
+        return self._end("fine", told, state, spent, probes)
+
+    def _value(self, spent: Spent) -> float | None:
+        """The same; None where it cannot be measured."""
+        try:
+            return self._measured(spent)
+        except _NEVER_TRIED_FURTHER:
+            raise
+        except PimcalError as error:
+            logger.warning("what is in force cannot be measured: %s", error)
+            return None
+
+    def _measured(self, spent: Spent) -> float:
+        """The metric of what is in force."""
+        before = self._cost().copy()
+        try:
+            return measure(self.net, self.held_out, self.metric).value
+        finally:
+            spent.gate_mvms += self._cost().since(before).mvms
 
     # looking
 
@@ -163,10 +231,12 @@ class Engine:
         self._emit(DeviceProbed(identity, look.error, look.drifted, look.reason, look.mvms))
         return look
 
-    def _tell_of_dead(self, look: Probe, died: frozenset[Spot]) -> None:
-        self._dead |= died
+    def _notice_dead(self, found: Mapping[Spot, str]) -> None:
+        """Tell of tiles that do not answer, and why, once."""
+        died = sorted(found.keys() - self._dead)
+        self._dead |= frozenset(died)
         if died:
-            tiles = ", ".join(f"tile {spot[1]} ({look.tiles[spot].reason})" for spot in sorted(died))
+            tiles = ", ".join(f"tile {spot[1]} ({found[spot]})" for spot in died)
             self._alert("dead tiles", f"{tiles}; the other tiles go on")
 
     def _accept(self, spent: Spent, answers: Mapping[Spot, Answer] | None) -> None:
@@ -175,6 +245,7 @@ class Engine:
             before = self.net.device.cost.mvms
             self.accepted = accept(self.net)
             spent.probe_mvms += self.net.device.cost.mvms - before
+            self._notice_dead(self.accepted.unusable)
         else:
             self.accepted = self.accepted.renewed(answers)
         self.accepted_under = Conditions.now(self.net, self.clock())
@@ -186,39 +257,46 @@ class Engine:
         state: State,
         reason: str,
         spent: Spent,
-        probes: tuple[Probe, ...],
-        answers: Mapping[Spot, Answer] | None,
+        probes: tuple[Probe, ...] = (),
+        answers: Mapping[Spot, Answer] | None = None,
+        before: float | None = None,
     ) -> Run:
+        """`before`: the metric of what is in force, where it has just been measured."""
         look = probes[-1] if probes else None
         remedies = self.remedies if look else self.remedies[-1:]
-        situation = Situation(self.net, self.calibration, state.at_s, self.accepted, look, answers)
+        situation = Situation(self.net, self.calibration, state.at_s, self.accepted, look, answers, pause=self._pause)
         attempts: list[Attempt] = []
+        value, cost_nothing = before, False
         for remedy in remedies:
-            attempts.append(self._attempt(remedy, situation, reason, spent))
-            if attempts[-1].outcome == "activated" and self._good_enough(attempts[-1].after):
-                break
-        outcome = self._outcome(state, attempts, looked=look is not None)
+            if attempts and self.worth.is_good(value):
+                break  # no larger remedy is worth its time
+            attempt = self._attempt(remedy, situation, reason, spent, value)
+            value = self._value(spent) if attempt.before is None else attempt.before
+            cost_nothing |= not attempts and self.worth.is_good(value)
+            value = attempt.after if attempt.outcome == "activated" else value
+            attempts.append(attempt)
+        outcome = self._outcome(state, attempts, value, looked=look is not None)
         if outcome == "failed":
-            self._fail(reason, attempts)
-        else:
-            self.failures = 0
-        if look is not None and attempts[0].before is not None and self._good_enough(attempts[0].before):
+            self._tell_of_failure(reason, attempts)
+        if look is not None and cost_nothing:
             self._tolerate(look, outcome)
         if self.settings.accepts and (outcome == "activated" or (outcome == "kept" and look is None)):
             self._accept(spent, answers)
         told = "; ".join(f"{attempt.remedy} {attempt.outcome}: {attempt.reason}" for attempt in attempts)
         return self._end(outcome, f"{reason}; {told}", state, spent, probes, tuple(attempts))
 
-    def _outcome(self, state: State, attempts: Sequence[Attempt], *, looked: bool) -> Outcome:
+    def _outcome(self, state: State, attempts: Sequence[Attempt], value: float | None, *, looked: bool) -> Outcome:
+        """`value`: of what is in force now."""
         if any(attempt.outcome == "activated" for attempt in attempts):
             return "activated"
-        measured = [attempt.before for attempt in attempts if attempt.before is not None]
-        if not measured:
-            return "failed"
-        if state.misfits or not looked:  # what is in force proved to be no worse than a calibration of today
+        judged = any(attempt.outcome == "rejected" for attempt in attempts)
+        if value is not None and judged and (state.misfits or not looked):
+            # what is in force proved to be no worse than a calibration of today
             self.active = None if state.misfits else self.active
-            self.level = measured[-1]
-        return "kept" if self._good_enough(measured[-1]) else "failed"
+            self.worth.calibrated(value)
+        else:
+            self.worth.value = value
+        return "kept" if self.worth.is_good(value) else "failed"
 
     def _tolerate(self, look: Probe, outcome: Outcome) -> None:
         """What was found costs no accuracy, so that its like is not worth a remedy again, nor a look at the gate.
@@ -229,29 +307,30 @@ class Engine:
         kinds = ("noise", "shape") if outcome == "activated" else KINDS
         self.sensitivity = self.sensitivity.tolerating(look, kinds, self.settings.probe)
 
-    def _attempt(self, remedy: Remedy, situation: Situation, reason: str, spent: Spent) -> Attempt:
+    def _attempt(
+        self, remedy: Remedy, situation: Situation, reason: str, spent: Spent, before: float | None
+    ) -> Attempt:
         """Propose, judge, and put in force or not; what fails leaves everything as it was."""
         try:
             with kept_on_error(self.net):
-                return self._tried(remedy, situation, reason, spent)
+                return self._tried(remedy, situation, reason, spent, before)
         except _NEVER_TRIED_FURTHER:
             raise
         except PimcalError as error:
             return Attempt(remedy.name, "failed", str(error))
 
-    def _tried(self, remedy: Remedy, situation: Situation, reason: str, spent: Spent) -> Attempt:
-        cost = self.net.device.cost
-        before = cost.copy()
+    def _tried(self, remedy: Remedy, situation: Situation, reason: str, spent: Spent, known: float | None) -> Attempt:
+        before = self._cost().copy()
         try:
             record = remedy.propose(situation)
         finally:
-            taken = cost.since(before)
+            taken = self._cost().since(before)
             spent.remedy_mvms += taken.mvms
             spent.programmed_cells += taken.programmed_cells
         if record is None:
             return Attempt(remedy.name, "nothing to do", "what it corrects has not changed")
         generation = self.journal.add_candidate(record, reason)
-        verdict = self._judge(record, generation, spent)
+        verdict = self._judge(record, generation, spent, self._measured(spent) if known is None else known)
         if verdict.activated:
             self.journal.activate(generation, verdict)
             self._activated(verdict, remedy)
@@ -260,38 +339,43 @@ class Engine:
         outcome: AttemptOutcome = "activated" if verdict.activated else "rejected"
         return Attempt(remedy.name, outcome, verdict.reason, record.id, verdict.before, verdict.after)
 
-    def _judge(self, record: Record, generation: str, spent: Spent) -> Verdict:
-        cost = self.net.device.cost
-        before = cost.copy()
+    def _judge(self, record: Record, generation: str, spent: Spent, known: float) -> Verdict:
+        """Where accuracy has collapsed, what is not better is no remedy: the device may come back as it was."""
+        most = -self.settings.good_enough if self.worth.is_alarming(known) else None
+        before = self._cost().copy()
         try:
-            return gate(self.net, record, self.held_out, self.metric)
+            return gate(self.net, record, self.held_out, self.metric, max_drop=most, before=known)
         except PimcalError as error:
             self.journal.reject(generation, str(error))
             raise
         finally:
-            taken = cost.since(before)
+            taken = self._cost().since(before)
             spent.gate_mvms += taken.mvms
             spent.programmed_cells += taken.programmed_cells
 
     def _activated(self, verdict: Verdict, remedy: Remedy) -> None:
         self.active = verdict.record
-        if remedy is self.remedies[-1] or self.level is None:
-            self.level = verdict.after
+        if remedy is self.remedies[-1] or self.worth.level is None:
+            self.worth.calibrated(verdict.after)
+        else:
+            self.worth.value = verdict.after
         forget_old_records(self.net)
-
-    def _good_enough(self, value: float | None) -> bool:
-        if self.level is None or value is None:
-            return value is not None
-        drop = self.level - value if self.metric.higher_is_better else value - self.level
-        return drop <= self.settings.good_enough
 
     # telling
 
-    def _fail(self, reason: str, attempts: Sequence[Attempt]) -> None:
-        self.failures += 1
-        self._failed_at_s = self.clock()
+    def _told_value(self, value: float | None) -> str:
+        return f"{self.metric.name} cannot be measured" if value is None else f"{self.metric.name} {value:.4f}"
+
+    def _tell_of_failure(self, reason: str, attempts: Sequence[Attempt]) -> None:
         told = "; ".join(f"{attempt.remedy} {attempt.outcome}" for attempt in attempts)
         self._alert("no remedy", f"{reason}, and nothing helped ({told}); what was in force is kept")
+
+    def _tell_of_shortfall(self) -> None:
+        """Once, until it has recovered."""
+        shortfall = self.worth.shortfall
+        if shortfall is not None and not self._told_of_shortfall:
+            self._alert("accuracy", f"{self.metric.name} is {shortfall}")
+        self._told_of_shortfall = shortfall is not None
 
     def _end(
         self,
@@ -302,6 +386,7 @@ class Engine:
         probes: tuple[Probe, ...] = (),
         attempts: tuple[Attempt, ...] = (),
     ) -> Run:
+        self._tell_of_shortfall()
         run = Run(outcome, reason, state, self.clock(), probes, attempts, spent)
         self.journal.add_run(run)
         self._emit(RecalibrationFinished(self.net.device.capabilities.identity, outcome, reason, spent.mvms))
@@ -313,7 +398,3 @@ class Engine:
     def _emit(self, event: Event) -> None:
         self.journal.add_event(event)
         emit(event)
-
-
-def _dead(look: Probe) -> frozenset[Spot]:
-    return frozenset(look.of_state("dead"))

@@ -10,7 +10,7 @@ from pimcal.recalibration.golden import Spot
 from pimcal.recalibration.probe import Probe, TileState
 from pimcal.recalibration.state import State
 
-Outcome = Literal["fine", "activated", "kept", "failed", "waiting"]
+Outcome = Literal["fine", "activated", "kept", "failed"]
 AttemptOutcome = Literal["activated", "rejected", "nothing to do", "failed"]
 
 
@@ -46,8 +46,8 @@ class Run:
 
     `fine`: no drift. `activated`: a remedy is in force. `kept`: what is in force is as good as it was when calibrated,
     in spite of drift, or no worse than a calibration of today. `failed`: drift, and no remedy helped: what was in force
-    is in force. `waiting`: too soon after failures. `probes`: the look and, where that found drift, the longer one that
-    confirms it. `tiles`: what each was found to be.
+    is in force. `probes`: the look and, where that found drift, the longer one that confirms it. `tiles`: what each was
+    found to be.
     """
 
     outcome: Outcome

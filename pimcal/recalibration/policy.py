@@ -12,8 +12,8 @@ from pimcal.errors import UsageError
 from pimcal.profile.sections import Recalibration
 from pimcal.suggest import did_you_mean
 
-PROBE_EVERY, PROBE_LIMIT = "1h", 0.02
-GRAMMAR = "never, once, every:1h, cron:0 3 * * *, probe, probe:1h, probe:1h:0.02 or profile"
+PROBE_EVERY, PROBE_LIMIT = "1h", 0.035
+GRAMMAR = "never, once, every:1h, cron:0 3 * * *, probe, probe:1h, probe:1h:0.035 or profile"
 
 
 @dataclass(frozen=True, slots=True)

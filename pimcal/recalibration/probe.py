@@ -9,7 +9,6 @@ large enough: what costs no accuracy is no drift.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -107,9 +106,12 @@ class AcceptedTile:
         return Change(numbers, error, torch.cat([numbers[:2], numbers.new_tensor([noise, shape]).sqrt()]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Accepted:
-    """What the tiles answered when the present corrections were found to be right; `unusable` ones and why."""
+    """What the tiles answered when the present corrections were found to be right; `unusable` ones and why.
+
+    Equal is what is the same object.
+    """
 
     tiles: dict[Spot, AcceptedTile]
     unusable: dict[Spot, str]
@@ -163,16 +165,14 @@ class Probe:
     """A look at the device.
 
     `effects` and `scores` are those of all good tiles together: where a kind of drift is in `everywhere` the whole
-    device has it. `error`: root mean square over tiles of the answers' relative change, noise deducted. `statistic`:
-    the largest change relative to what counts as drift, by its size or its score, whichever is less: drift from 1 on.
-    `mvms`: what the probe took.
+    device has it. `statistic`: the largest change relative to what counts as drift, by its size or its score, whichever
+    is less: drift from 1 on. `mvms`: what the probe took.
     """
 
     tiles: dict[Spot, TileFinding]
     effects: dict[str, float]
     scores: dict[str, float]
     everywhere: tuple[str, ...]
-    error: float
     statistic: float
     mvms: int
 
@@ -183,10 +183,17 @@ class Probe:
     def drifted(self) -> bool:
         return bool(self.everywhere or self.of_state("drifted"))
 
+    @property
+    def error(self) -> float:
+        """The size of the largest drift, a share of the answers; 0 where there is none. Dead tiles are none."""
+        return max(self.size_of(kind) for kind in KINDS)
+
     def size_of(self, kind: str) -> float:
         """The size of such a drift, as the limit for all tiles would measure it; 0 where there is none."""
         found = [tile.effects[kind] / _ONE_TILE for tile in self.tiles.values() if kind in tile.kinds]
-        return max((abs(size) for size in [*found, *[self.effects[kind]] * (kind in self.everywhere)]), default=0.0)
+        if kind in self.everywhere:
+            found.append(self.effects[kind])
+        return max((abs(size) for size in found), default=0.0)
 
     @property
     def reason(self) -> str:
@@ -198,7 +205,7 @@ class Probe:
         dead = self.of_state("dead")
         if dead:
             parts.append(f"tiles {', '.join(str(tile) for _, tile in dead)} are dead")
-        return "; ".join(parts) or f"answers as accepted, to {self.error:.1%}"
+        return "; ".join(parts) or f"no drift: what changed is {self.statistic:.0%} of what counts as drift"
 
 
 def accept(net: Deployment) -> Accepted:
@@ -234,8 +241,9 @@ def compare(accepted: Accepted, answers: Mapping[Spot, Answer], settings: ProbeS
     found = {spot: _changed(tile, answers.get(spot)) for spot, tile in accepted.tiles.items()}
     changes = {spot: change for spot, change in found.items() if isinstance(change, Change)}
     tiles = {spot: change for spot, change in found.items() if isinstance(change, TileFinding)}
-    if not changes:
-        return Probe(tiles, {}, {}, (), 0.0, 0.0, mvms)
+    if not changes:  # a tile that does not answer has lost all of its gain
+        lost = any(finding.state == "dead" for finding in tiles.values())
+        return Probe(tiles, {}, {}, (), lost / settings.gain, mvms)
     scores = torch.stack([normal_scores(c.numbers, c.error, SPREAD_DRAWS) for c in changes.values()])
     sizes = torch.stack([change.sizes for change in changes.values()])
     all_scores, all_sizes = combined(scores), torch.cat([sizes[:, :2].mean(0), sizes[:, 2:].square().mean(0).sqrt()])
@@ -245,13 +253,11 @@ def compare(accepted: Accepted, answers: Mapping[Spot, Answer], settings: ProbeS
     for spot, ratio, size, score in zip(changes, ratios, sizes, scores, strict=True):
         drifted = _kinds(ratio)
         tiles[spot] = TileFinding("drifted" if drifted else "good", _named(size), _named(score), drifted)
-    error = _error(sizes, torch.stack([change.error for change in changes.values()]))
     return Probe(
         {spot: tiles[spot] for spot in accepted.tiles},
         _named(all_sizes),
         _named(all_scores),
         _kinds(all_ratios),
-        error,
         float(torch.maximum(ratios.amax(), all_ratios.amax())),
         mvms,
     )
@@ -279,11 +285,6 @@ def _ratios(scores: Tensor, sizes: Tensor) -> Tensor:
 
 def _kinds(ratios: Tensor) -> tuple[str, ...]:
     return tuple(kind for kind, ratio in zip(KINDS, ratios.tolist(), strict=True) if ratio >= 1)
-
-
-def _error(sizes: Tensor, errors: Tensor) -> float:
-    noise = errors[:, :2].square().sum(1)
-    return math.sqrt(max(0.0, float((sizes.square().sum(1) - noise).mean())))
 
 
 def _named(values: Tensor) -> dict[str, float]:

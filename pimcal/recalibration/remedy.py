@@ -11,22 +11,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
-import pimcal
 from pimcal.calibration.clean import CleanStatistics
+from pimcal.calibration.interlude import Pause
+from pimcal.calibration.provenance import provenance
 from pimcal.calibration.run import calibrate
 from pimcal.corrections import corrections_in_force
 from pimcal.deployment import Deployment
 from pimcal.recalibration.golden import Answer, Spot
 from pimcal.recalibration.probe import Accepted, Probe
 from pimcal.recalibration.refresh import refreshed_layers, tile_changes
-from pimcal.record import Provenance, Record
+from pimcal.record import Record
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a remedy has to go by. `probe` and `answers`: the look that confirmed the drift, None without one."""
+    """What a remedy has to go by. `probe` and `answers`: the look that confirmed the drift, None without one.
+
+    `pause`: see `calibrate`.
+    """
 
     net: Deployment
     calibration: Sequence[Any]
@@ -34,6 +36,7 @@ class Situation:
     accepted: Accepted | None = None
     probe: Probe | None = None
     answers: Mapping[Spot, Answer] | None = None
+    pause: Pause = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,16 @@ def refresh(situation: Situation) -> Record | None:
         return None
     changes = tile_changes(accepted, look, answers)
     corrections = corrections_in_force(net) | refreshed_layers(net, changes, situation.calibration[0])
-    return Record(method="refresh", corrections=corrections, made_with=_made_with(situation))
+    return Record(
+        method="refresh", corrections=corrections, made_with=provenance(net, _time(situation), mvms=look.mvms)
+    )
 
 
 def recalibrate(situation: Situation, clean: CleanStatistics | None = None) -> Record:
     """A whole calibration by the profile's method; `clean` as in `calibrate`."""
-    return calibrate(situation.net, situation.calibration, clean=clean, now=lambda: _time(situation))
+    return calibrate(
+        situation.net, situation.calibration, clean=clean, now=lambda: _time(situation), pause=situation.pause
+    )
 
 
 REMEDIES = (Remedy("refresh", refresh), Remedy("calibrate", recalibrate))
@@ -67,24 +74,3 @@ REMEDIES = (Remedy("refresh", refresh), Remedy("calibrate", recalibrate))
 
 def _time(situation: Situation) -> datetime:
     return datetime.fromtimestamp(situation.at_s, UTC)
-
-
-def _made_with(situation: Situation) -> Provenance:
-    net = situation.net
-    device = net.device
-    return Provenance(
-        pimcal=pimcal.__version__,
-        torch=torch.__version__,
-        backend=device.profile.backend,
-        profile=device.profile.name,
-        profile_hash=device.profile.hardware_hash,
-        model_hash=net.model_hash,
-        device=device.capabilities.identity,
-        firmware=device.capabilities.firmware,
-        wall_time=_time(situation).isoformat(timespec="seconds"),
-        images=0,
-        batches=0,
-        mvms=situation.probe.mvms if situation.probe else 0,
-        seconds=0.0,
-        telemetry=device.telemetry(),
-    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from pimcal.deployment import Deployment
-from pimcal.record import Record
+from pimcal.record import Record, elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,9 @@ def misfits(net: Deployment, active: Record | None) -> tuple[str, ...]:
     if active is None:
         return ()
     made, device = active.made_with, net.device
-    pairs = (
-        ("model", made.model_hash, net.model_hash),
-        ("device", made.device, device.capabilities.identity),
-        ("firmware", made.firmware, device.capabilities.firmware),
-        ("profile", made.profile_hash, device.profile.hardware_hash),
-    )
-    return tuple(
-        f"it was made for {what} {there[:24]}, this is {here[:24]}" for what, there, here in pairs if there != here
-    )
+    found = [*elsewhere(made, device)]
+    if made.model_hash != net.model_hash:
+        found.append(("model", made.model_hash[:12], net.model_hash[:12]))
+    if made.firmware != device.capabilities.firmware:
+        found.append(("firmware", made.firmware, device.capabilities.firmware))
+    return tuple(f"it was made for {what} {there}, this is {here}" for what, there, here in found)

@@ -55,16 +55,17 @@ class Upkeep:
         self._triggers, self._generator = triggers, generator
         self._probe_error: float | None = None
         self._at_look = self._telemetry(), now()
-        self._begin(settings, last_look)
+        self._last_look = last_look
+        self._begin(settings)
 
     def use(self, settings: Recalibration) -> None:
-        """Work by other settings from now on."""
-        self._begin(settings, None)
+        """Work by other settings from now on; times between looks go on from the last one."""
+        self._begin(settings)
 
-    def _begin(self, settings: Recalibration, last_look: Moment | None) -> None:
+    def _begin(self, settings: Recalibration) -> None:
         self.settings = settings
         self._limits = {name: limit for one in settings.when for name, limit in one.items()}
-        self._schedule = begin(settings, self.now(), self._generator, last_look)
+        self._schedule = begin(settings, self.now(), self._generator, self._last_look)
 
     # what is known
 
@@ -101,16 +102,23 @@ class Upkeep:
     # doing it
 
     def probe(self) -> Probe | None:
-        """Ask the golden vectors, and nothing else: what to do about it is another decision. None: a run has to take
-        the tiles' answers first."""
+        """Ask the golden vectors, and nothing else: what to do about it is another decision.
+
+        None: `look` has to follow at once, as no answers were accepted yet, or tiles have died.
+        """
         look = self.engine.look()
-        if look is not None:
-            self._probe_error = look.error if look.drifted else 0.0  # what may be chance is no drift
+        if look is None or self.engine.is_news(look):
+            return None
+        self._probe_error = look.error
         return look
 
     def look(self) -> Run:
         """Look, and undo what has drifted, without a wait."""
-        return self._ended(self.engine.run(force=True))
+        return self._ended(self.engine.run())
+
+    def adopt(self) -> Run:
+        """Somebody has chosen what is in force."""
+        return self._ended(self.engine.adopt())
 
     def recalibrate(self, reason: str) -> Run:
         return self._ended(self.engine.recalibrate(reason))
@@ -124,7 +132,7 @@ class Upkeep:
         """Everything that was due has been served."""
         now = self.now()
         self._schedule = looked(self.settings, self._schedule, now, self._generator)
-        self._at_look = self._telemetry(), now
+        self._at_look, self._last_look = (self._telemetry(), now), now
 
     def failed(self) -> None:
         """A run has ended without an outcome."""

@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from pimcal.daemon.status import Status
 from pimcal.errors import DataError, DeviceBusyError, DeviceUnavailableError, PimcalError, StorageError, UsageError
-from pimcal.serving.body import LARGEST_ARRAY, read_body, read_command
+from pimcal.serving.body import LARGEST_ARRAY, MOST_AT_A_TIME, read_body, read_command
 from pimcal.serving.exposition import CONTENT_TYPE
 from pimcal.serving.inference import Inference
 from pimcal.serving.measured import Measured, Requests
 from pimcal.serving.npy import read_npy, write_npy
+from pimcal.serving.room import Room
 from pimcal.serving.told import without_folders
 from pimcal.store import Store
 from pimcal.store.clock import iso
@@ -37,7 +38,7 @@ _CODES: tuple[tuple[type[PimcalError], int], ...] = (
 
 
 class Owner(Protocol):
-    """Who owns the device, as the interface sees it: `pimcal.daemon.worker.Worker`."""
+    """Who owns the device, as the interface sees it: `pimcal.daemon.overview.Overview`."""
 
     @property
     def status(self) -> Status: ...
@@ -60,7 +61,7 @@ class Pages:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._requests = Requests()
+        self._requests, self._room = Requests(), Room(MOST_AT_A_TIME)
         self._measured = Measured(lambda: daemon.owner.status, daemon.open_store, daemon.now)
 
     async def healthz(self, request: Request) -> Response:
@@ -105,8 +106,9 @@ class Pages:
         inference = self._daemon.inference
         inference.enter()
         try:
-            array = read_npy(await read_body(request, LARGEST_ARRAY))
-            return Response(write_npy(await inference.answer(array)), media_type="application/octet-stream")
+            with self._room.share() as take:
+                array = read_npy(await read_body(request, LARGEST_ARRAY, take))
+                return Response(write_npy(await inference.answer(array)), media_type="application/octet-stream")
         finally:
             inference.leave()
 

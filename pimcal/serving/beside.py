@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from pimcal.daemon.client import ask
+from pimcal.daemon.overview import Overview
 from pimcal.daemon.subject import Subject
-from pimcal.daemon.worker import Worker
 from pimcal.serving.app import Daemon
 from pimcal.serving.binding import Binding, listen
 from pimcal.serving.inference import Example, Inference
@@ -25,7 +25,7 @@ WAIT_S = 2.0  # for a store that is being written
 
 @contextmanager
 def beside(
-    worker: Worker, subject: Subject, store: Path, socket: Path, now: Callable[[], float], binding: Binding
+    overview: Overview, subject: Subject, store: Path, socket: Path, now: Callable[[], float], binding: Binding
 ) -> Iterator[Callable[[Callable[[], None]], None]]:
     """Serve for the length of a block. What it gives is called with what stops the worker, which is called when the
     requests that are in work are answered.
@@ -36,8 +36,8 @@ def beside(
     bound = replace(binding, port=listener.getsockname()[1])
     example = Example.of(subject.images(subject.profile).held_out[0])
     daemon = Daemon(
-        owner=worker,
-        inference=Inference(worker.submit, example),
+        owner=overview,
+        inference=Inference(overview.worker.submit, example),
         ask=partial(ask, socket),
         open_store=partial(Store.open, store, read_only=True, wait_s=WAIT_S),
         now=now,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,18 +12,29 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
+from pimcal.errors import PimcalError
+
 LARGEST_ARRAY = 32 * 2**20  # bytes
 LARGEST_COMMAND = 4096
+MOST_AT_A_TIME = 2 * LARGEST_ARRAY  # of the arrays in work together
 PATIENCE_S = 30.0
 LINGER_S = 2.0  # for a body that nobody wants, since many clients listen only when they have sent all
 
 
-async def read_body(request: Request, largest: int) -> bytes:
-    """Raises HTTPException: 413 for a body of more than `largest` bytes, 408 for one that comes too slowly."""
+async def read_body(request: Request, largest: int, take: Callable[[int], None] = lambda count: None) -> bytes:
+    """`take(count)` is called for each part before it is kept.
+
+    Raises HTTPException: 413 for a body of more than `largest` bytes, 408 for one that comes too slowly; and
+    what `take` raises, a PimcalError.
+    """
     body = bytearray()
     try:
         async with asyncio.timeout(PATIENCE_S):
-            await _collect(request, largest, body)
+            await _collect(request, largest, body, take)
+    except (HTTPException, PimcalError):
+        body.clear()
+        await discard(request.receive, expected="expect" in request.headers)
+        raise
     except TimeoutError as error:
         raise HTTPException(408, f"the body has not come within {PATIENCE_S:g} s") from error
     except ClientDisconnect as error:
@@ -30,17 +42,15 @@ async def read_body(request: Request, largest: int) -> bytes:
     return bytes(body)
 
 
-async def _collect(request: Request, largest: int, body: bytearray) -> None:
-    declared = request.headers.get("content-length", "0")
-    if int(declared) <= largest:  # the server has made sure that it is a number
-        async for part in request.stream():
-            body += part
-            if len(body) > largest:
-                break
-        else:
-            return
-    await discard(request.receive, expected="expect" in request.headers)
-    raise HTTPException(413, f"a body may have at most {largest} bytes here")
+async def _collect(request: Request, largest: int, body: bytearray, take: Callable[[int], None]) -> None:
+    too_large = HTTPException(413, f"a body may have at most {largest} bytes here")
+    if int(request.headers.get("content-length", "0")) > largest:  # the server has made sure that it is a number
+        raise too_large
+    async for part in request.stream():
+        if len(body) + len(part) > largest:
+            raise too_large
+        take(len(part))
+        body += part
 
 
 async def discard(receive: Receive, *, expected: bool) -> None:

@@ -20,7 +20,7 @@ from pimcal.errors import DataError, DeviceBusyError, DeviceUnavailableError, Us
 
 logger = logging.getLogger(__name__)
 
-MOST = 32  # requests in work at a time, so that their bodies fit into memory
+MOST = 32  # requests in work at a time; for their bodies see `Room`
 PATIENCE_S = 60.0  # for the device, which a calibration may have for itself
 Submit = Callable[[Callable[[Deployment], Tensor]], Future[Tensor]]
 

@@ -92,11 +92,20 @@ def _of_status(status: Status, silent_s: float) -> list[Line]:
     states: list[tuple[Labels, float]] = [({"state": state}, state == status.state) for state in get_args(State)]
     problems: list[tuple[Labels, float]] = [({"kind": kind}, 1) for kind in sorted(status.problems)]
     counters = status.counters
+    measured: list[tuple[Labels, float]] = []
+    if status.metric_name is not None and status.metric_value is not None:
+        measured.append(({"metric": status.metric_name}, status.metric_value))
     return [
         ("pimcal_state", "gauge", "1 for what the daemon does now.", states),
         _one("pimcal_ready", "Whether the device is open, with a calibration in force.", status.ready),
         _one("pimcal_device_lost", "Whether the device is waited for.", status.state == "lost"),
         _one("pimcal_worker_silent_seconds", "Since the thread that owns the device made progress.", silent_s),
+        (
+            "pimcal_metric_value",
+            "gauge",
+            "What is in force reached on the held-out images, as last measured.",
+            measured,
+        ),
         ("pimcal_problem", "gauge", "What somebody should look at now, by kind.", problems),
         _count("pimcal_device_losses_total", "Times that the device went away.", counters.lost),
         _count("pimcal_looks_total", "Looks at the device.", counters.looks),
@@ -104,11 +113,10 @@ def _of_status(status: Status, silent_s: float) -> list[Line]:
 
 
 def _probes(store: Store, key: Key) -> list[Line]:
-    query = "SELECT COUNT(*), COALESCE(SUM(mvms), 0) FROM probes WHERE device = ? AND model_hash = ?"
-    count, mvms = store.database.rows(query, *key)[0]
+    totals = store.journal.probe_totals(key)
     found = [
-        _count("pimcal_probes_total", "Probes in the store's history.", count),
-        _count("pimcal_probe_mvms_total", "What they took of the device's matrix-vector products.", mvms),
+        _count("pimcal_probes_total", "Probes in the store's history.", totals.probes),
+        _count("pimcal_probe_mvms_total", "What they took of the device's matrix-vector products.", totals.mvms),
     ]
     newest = store.journal.probes(key, limit=1)
     about = "Statistic of the newest probe; from 1 on it is drift."

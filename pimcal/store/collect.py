@@ -15,7 +15,9 @@ from pimcal.store.database import Database
 from pimcal.store.events import write_event
 from pimcal.store.generations import Key, change
 from pimcal.store.migration import STAGE
+from pimcal.store.reserve import keep_reserve, release_reserve
 from pimcal.store.tensors import SUFFIX, file_of
+from pimcal.store.thin import Thinned, thin_out
 
 if TYPE_CHECKING:
     from pimcal.store.store import Store
@@ -23,23 +25,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What gc removed: generations by id, and how many files with how many bytes."""
+    """What gc removed: generations by id; how many files, with how many bytes; and how many probes and readings."""
 
     generations: tuple[str, ...]
     files: int
     bytes: int
+    probes: int
+    readings: int
 
 
-def collect_garbage(store: Store, keep: int, reason: str) -> Collected:
+def collect_garbage(store: Store, keep: int, reason: str, *, older_than_s: float | None = None) -> Collected:
     """Remove the tensors of retired and of rejected generations, but for the newest `keep` of each.
 
     The newest are counted for each device and model. Active and pinned generations, candidates, those that a rollback
-    would go back to, and history stay. Files that no row names, as a killed process leaves them, go too. Readers may
-    read meanwhile.
+    would go back to, and history stay. Files that no row names, as a killed process leaves them, go too. Probes and
+    telemetry that are older than `older_than_s` go as well, where that is given. Readers may read meanwhile.
 
-    On a full disk no row can be written before there is room: the log is shortened and unnamed files go first. The
-    generations' files follow when the rows that no longer need them are on the disk.
+    On a full disk no row can be written before there is room: the store's reserve is used, the log is shortened and
+    unnamed files go first. The generations' files follow when the rows that no longer need them are on the disk.
     """
+    release_reserve(store.folder)
+    try:
+        return _collect(store, keep, reason, older_than_s)
+    finally:
+        keep_reserve(store.folder)
+
+
+def _collect(store: Store, keep: int, reason: str, older_than_s: float | None) -> Collected:
     store.database.shorten_log()
     files = _remove_unreferenced(store.database)
     with store.database.transaction() as connection:
@@ -50,8 +62,9 @@ def collect_garbage(store: Store, keep: int, reason: str) -> Collected:
             change(connection, generation, collected_at=now)
             write_event(connection, now, "collected", reason, key=key, generation=generation)
     files += _remove_unreferenced(store.database)
+    thinned = Thinned(0, 0) if older_than_s is None else thin_out(store, older_than_s, reason)
     store.database.shorten_log()
-    return Collected(tuple(generation for generation, _ in old), len(files), sum(files))
+    return Collected(tuple(generation for generation, _ in old), len(files), sum(files), *thinned)
 
 
 def _older_than(connection: sqlite3.Connection, keep: int) -> list[tuple[str, Key]]:

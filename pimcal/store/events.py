@@ -28,6 +28,7 @@ class Event:
         return cls(**{**dict(row), "details": json.loads(row["details"])})
 
 
+THINNED = "thinned"  # the kind of what tells which probes and readings gc has removed
 COLUMNS = "at, kind, device, model_hash, generation, reason, details"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pimcal.store.clock import Clock
 from pimcal.store.database import Database
 from pimcal.store.events import COLUMNS as EVENT_COLUMNS
-from pimcal.store.events import Event, write_event
+from pimcal.store.events import THINNED, Event, write_event
 from pimcal.store.generations import Key
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ class Probe:
     tiles: dict[str, float]
 
 
+class ProbeTotals(NamedTuple):
+    """How many probes, and what they took of the device."""
+
+    probes: int
+    mvms: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One value of a device's telemetry, its unit in its name."""
@@ -82,11 +89,16 @@ class Journal:
             write_event(connection, self._clock(), kind, reason, key=key, generation=generation, details=details)
 
     def history(
-        self, key: Key | None = None, *, generation: str | None = None, limit: int | None = NEWEST
+        self,
+        key: Key | None = None,
+        *,
+        generation: str | None = None,
+        kinds: Collection[str] = (),
+        limit: int | None = NEWEST,
     ) -> list[Event]:
-        """What happened, to one device and model or to one generation where these are given."""
+        """What happened, to one device and model or to one generation, or only of some kinds, where these are given."""
         wanted = {"generation": generation, **_of_key(key)}
-        return [Event.of(row) for row in self._newest("events", EVENT_COLUMNS, wanted, limit)]
+        return [Event.of(row) for row in self._newest("events", EVENT_COLUMNS, wanted, limit, kinds)]
 
     def add_run(
         self,
@@ -123,6 +135,17 @@ class Journal:
         rows = map(dict, self._newest("probes", columns, _of_key(key), limit))
         return [Probe(**{**row, "statistic": _number(row["statistic"]), "tiles": _tiles(row["tiles"])}) for row in rows]
 
+    def probe_totals(self, key: Key) -> ProbeTotals:
+        """All probes that there ever were, also those that gc has removed."""
+        query = f"""
+            SELECT count(*), coalesce(sum(mvms), 0) FROM probes WHERE device = ?1 AND model_hash = ?2
+            UNION ALL
+            SELECT json_extract(details, '$.probes'), json_extract(details, '$.mvms') FROM events
+            WHERE device = ?1 AND model_hash = ?2 AND kind = '{THINNED}'
+        """
+        rows = self._database.rows(query, *key)
+        return ProbeTotals(sum(row[0] for row in rows), sum(row[1] for row in rows))
+
     def add_telemetry(self, device: str, readings: Mapping[str, float]) -> None:
         """Remember a device's readings by name and unit."""
         at = self._clock()
@@ -138,11 +161,21 @@ class Journal:
                 places = ", ".join("?" * len(row))
                 connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", (*row.values(),))
 
-    def _newest(self, table: str, columns: str, wanted: Mapping[str, str | None], limit: int | None) -> list[Any]:
+    def _newest(
+        self,
+        table: str,
+        columns: str,
+        wanted: Mapping[str, str | None],
+        limit: int | None,
+        kinds: Collection[str] = (),
+    ) -> list[Any]:
         given = {name: value for name, value in wanted.items() if value is not None}
-        where = " AND ".join(f"{name} = ?" for name in given) or "TRUE"
+        conditions = [f"{name} = ?" for name in given]
+        if kinds:
+            conditions.append(f"kind IN ({', '.join('?' * len(kinds))})")
+        where = " AND ".join(conditions) or "TRUE"
         query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY seq DESC LIMIT ?"
-        return self._database.rows(query, *given.values(), -1 if limit is None else limit)[::-1]
+        return self._database.rows(query, *given.values(), *kinds, -1 if limit is None else limit)[::-1]
 
 
 def _of_key(key: Key | None) -> dict[str, str | None]:

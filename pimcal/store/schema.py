@@ -98,5 +98,12 @@ _VERSION_2 = (
     "CREATE INDEX telemetry_by_name ON telemetry (device, name, at)",
 )
 
-PARTS = (_VERSION_1, _VERSION_2)
+_VERSION_3 = (  # each index ends with seq, in whose order the newest are looked for
+    "CREATE INDEX runs_by_key ON runs (device, model_hash)",
+    "CREATE INDEX probes_by_key ON probes (device, model_hash)",
+    "DROP INDEX telemetry_by_name",
+    "CREATE INDEX telemetry_by_name ON telemetry (device, name)",
+)
+
+PARTS = (_VERSION_1, _VERSION_2, _VERSION_3)
 VERSION = len(PARTS)

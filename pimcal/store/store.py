@@ -19,6 +19,7 @@ from pimcal.store.events import activations, write_event
 from pimcal.store.generations import COLUMNS, Generation, Key, State, change, insert, only
 from pimcal.store.journal import Journal
 from pimcal.store.migration import create, migrate
+from pimcal.store.reserve import keep_reserve
 
 WAIT_S = 10.0
 
@@ -56,6 +57,7 @@ class Store:
                 database.rows("SELECT 1")  # a store that cannot be read is told now
             else:
                 migrate(database, clock)
+                keep_reserve(database.folder)
         except BaseException:
             database.close()
             raise
@@ -179,9 +181,22 @@ class Store:
                     f"generation {generation.id} is {generation.state}, and only a candidate can be rejected; "
                     "to leave an active one, go back to another"
                 )
-            change(connection, generation.id, state="rejected", reason=reason, retired_at=self.clock())
-            self._tell(connection, "rejected", generation, reason)
+            self._reject(connection, generation, reason)
         return self.generation(generation.id)
+
+    def reject_leftovers(self, key: Key, reason: str) -> list[Generation]:
+        """Reject the candidates that a killed process never decided about; returns them.
+
+        For whoever alone calibrates for this device and model, before it begins. Imported candidates and pinned ones
+        are the operator's, and stay.
+        """
+        with self.database.transaction() as connection:
+            made = {event.generation for event in self.journal.history(key, kinds=("candidate",), limit=None)}
+            there = self.generations(key, states=["candidate"])
+            left = [each for each in there if each.id in made and not each.pinned]
+            for generation in left:
+                self._reject(connection, generation, reason)
+        return [self.generation(generation.id) for generation in left]
 
     def rollback(self, key: Key, reason: str) -> Generation:
         """Go back to the generation that was active before the present one; returns it.
@@ -213,6 +228,10 @@ class Store:
                 change(connection, generation.id, pinned=pinned)
                 self._tell(connection, "pinned" if pinned else "unpinned", generation, reason)
         return self.generation(generation.id)
+
+    def _reject(self, connection: sqlite3.Connection, generation: Generation, reason: str) -> None:
+        change(connection, generation.id, state="rejected", reason=reason, retired_at=self.clock())
+        self._tell(connection, "rejected", generation, reason)
 
     def _switch(
         self, connection: sqlite3.Connection, former: Generation | None, generation: Generation, reason: str

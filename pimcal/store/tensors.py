@@ -29,7 +29,11 @@ def put(folder: Path, content: bytes) -> str:
 
 
 def content_of(folder: Path, generation: Generation) -> bytes:
-    """A generation's file. Raises StorageError where it is missing or is not what was written."""
+    """A generation's file. Raises StorageError where gc has removed it, it is missing or is not what was written."""
+    if generation.collected_at is not None:  # its file may be there still, for another generation
+        raise StorageError(
+            f"generation {generation.id} of store {folder} was removed by gc; its history is all there is"
+        )
     path = file_of(folder, generation.sha256)
     try:
         content = path.read_bytes()
@@ -42,19 +46,14 @@ def content_of(folder: Path, generation: Generation) -> bytes:
 
 def load(folder: Path, generation: Generation) -> Record:
     """A generation's record. Raises StorageError where its file is missing or damaged."""
-    content_of(folder, generation)
-    path = file_of(folder, generation.sha256)
+    content, path = content_of(folder, generation), file_of(folder, generation.sha256)
     try:
-        return Record.load(path)
-    except DataError as error:  # another pimcal's format, or removed meanwhile
+        return Record.from_bytes(content, path)
+    except DataError as error:  # another pimcal's format
         raise _damaged(folder, generation, path, str(error)) from error
 
 
 def _damaged(folder: Path, generation: Generation, path: Path, what: str) -> StorageError:
-    if generation.collected_at is not None:
-        return StorageError(
-            f"generation {generation.id} of store {folder} was removed by gc; its history is all there is"
-        )
     return StorageError(
         f"{path}, the tensors of generation {generation.id} ({generation.state}), cannot be used: {what}; "
         f"go back to another one (pimcal records rollback --store {folder}) or calibrate again"

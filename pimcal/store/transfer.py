@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimcal.errors import DataError
 from pimcal.files import replace_together
-from pimcal.record import Record
+from pimcal.record import Record, read_file
 from pimcal.store.clock import iso
 from pimcal.store.generations import Key
 from pimcal.store.tensors import content_of, hash_of
@@ -41,14 +41,32 @@ def export_generation(store: Store, generation_id: str, path: Path) -> Generatio
     return generation
 
 
-def import_record(store: Store, path: Path, reason: str, *, force: bool = False) -> Generation:
-    """Add a record's file as a candidate; nothing becomes active.
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A record from elsewhere. `origin`: its id in the store that it comes from, None where no history is with it."""
 
-    Raises DataError for a file that is no record, that differs from what its history (where there is one beside it)
-    tells, that is in the store already, or (unless `force`) for a device or model of which the store has nothing.
+    path: Path
+    record: Record
+    origin: str | None
+
+
+def read_incoming(path: Path) -> Incoming:
+    """Read a record's file, once, and the history beside it, if there is one.
+
+    Raises DataError for a file that is no record, or that differs from what its history tells.
     """
-    record = Record.load(path)
-    origin = _checked_history(path, record)
+    content = read_file(path)
+    record = Record.from_bytes(content, path)
+    return Incoming(path, record, _checked_history(path, content, record))
+
+
+def import_record(store: Store, incoming: Incoming, reason: str, *, force: bool = False) -> Generation:
+    """Add a record as a candidate; nothing becomes active.
+
+    Raises DataError for one that is in the store already, or (unless `force`) for a device or model of which the store
+    has nothing.
+    """
+    path, record = incoming.path, incoming.record
     key = Key.of(record)
     sha256 = hash_of(record.to_bytes())
     same = [each.id for each in store.generations(key) if each.sha256 == sha256]
@@ -60,10 +78,10 @@ def import_record(store: Store, path: Path, reason: str, *, force: bool = False)
             f"{path} was made for {key}, and store {store.folder} is for {'; '.join(map(str, known))}; "
             "name another store, or import it all the same (--force)"
         )
-    return store.add_candidate(record, reason, kind="imported", details={"file": path.name, "origin": origin})
+    return store.add_candidate(record, reason, kind="imported", details={"file": path.name, "origin": incoming.origin})
 
 
-def _checked_history(path: Path, record: Record) -> str | None:
+def _checked_history(path: Path, content: bytes, record: Record) -> str | None:
     """The id that the record had in the store that it comes from, None where no history is beside it."""
     beside = history_file(path)
     if not beside.exists():
@@ -78,7 +96,7 @@ def _checked_history(path: Path, record: Record) -> str | None:
         raise DataError(f"{beside}: no history of a record ({type(error).__name__}: {error}); remove it") from error
     made = record.made_with
     ours = {
-        "sha256": hash_of(path.read_bytes()),
+        "sha256": hash_of(content),
         "record_id": record.id,
         "device": made.device,
         "model_hash": made.model_hash,

@@ -21,6 +21,7 @@ import numpy as np
 import pimcal
 from pimcal.daemon.client import ask
 from pimcal.daemon.notify import Notifier
+from pimcal.daemon.overview import Overview
 from pimcal.daemon.service import Bell, Service
 from pimcal.daemon.subject import Images, Subject
 from pimcal.daemon.worker import Job, Worker
@@ -72,15 +73,19 @@ class Judge:
 
 @dataclass
 class Served:
-    """`call` is a client; `worker`, `clock` are the daemon's."""
+    """`call` is a client; `overview`, its `worker`, and `clock` are the daemon's."""
 
     judge: Judge
-    worker: Worker
+    overview: Overview
     clock: StandingClock
     server: Server
     port: int
     store: Path
     socket: Path
+
+    @property
+    def worker(self) -> Worker:
+        return self.overview.worker
 
     def call(self, method: str, path: str, body: Any = None, token: str | None = None, **headers: str) -> Any:
         """One request; an array is sent as .npy. Gives `code`, `headers`, `body`, and `json` or `array` of the body."""
@@ -126,21 +131,26 @@ def served(folder: Path, *, token: str | None = TOKEN, held_out: int = 64) -> It
     judge, clock, bell, socket = Judge(), StandingClock(), Bell(), folder / "store" / "daemon.sock"
     kept = subject(judge, held_out)
     (folder / "store").mkdir()
+
+    def now() -> float:
+        return clock.now().wall_s
+
     worker = Worker(Job(kept, folder / "store", clock, told=bell.ring))
+    overview = Overview(worker, folder / "store", now)
     example = Example.of(kept.images(kept.profile).held_out[0])
     daemon = Daemon(
-        worker, Inference(worker.submit, example), partial(ask, socket),
-        partial(Store.open, folder / "store", read_only=True), lambda: clock.now().wall_s,
+        overview, Inference(worker.submit, example), partial(ask, socket),
+        partial(Store.open, folder / "store", read_only=True), now,
     )  # fmt: skip
     binding = Binding("127.0.0.1", 0, token)
     listener = listen(binding)
     port = listener.getsockname()[1]
     with serving(daemon, binding, listener) as server:
-        service = Service(worker, bell, socket, Notifier({}), lambda old: old, kept)
+        service = Service(overview, bell, socket, Notifier({}), lambda old: old, kept)
         thread = threading.Thread(target=service.run)
         thread.start()
         try:
-            yield Served(judge, worker, clock, server, port, folder / "store", socket)
+            yield Served(judge, overview, clock, server, port, folder / "store", socket)
         finally:
             worker.stop()
             thread.join(PATIENCE_S)

@@ -28,6 +28,7 @@ from store_records import MODEL, check_whole, made, old_store
 
 LONGEST_S = 0.15
 KEY = Key("board-1", MODEL)
+PROBED, MVMS = "probed", 8
 
 
 def kill_rounds(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
@@ -71,12 +72,15 @@ def _work(folder: Path, told: int, draw: random.Random) -> None:
 
 def _change(store: Store, draw: random.Random) -> str:
     """One random change, and what must be true from then on: a state that lasts, or that a generation exists."""
-    kind = draw.choice(("add", "add", "activate", "activate", "reject", "rollback", "pin", "gc"))
+    kind = draw.choice(("add", "add", "activate", "activate", "reject", "rollback", "pin", "probe", "gc"))
     some = [generation.id for generation in store.generations()]
+    if kind == "probe":
+        store.journal.add_probe(KEY, statistic=0.1, threshold=1.0, tiles={}, mvms=MVMS)
+        return PROBED
     if kind == "add" or not some:
         return store.add_candidate(made(draw.random(), channels=20_000), "added").id
     if kind == "gc":
-        return " ".join(collect_garbage(store, keep=2, reason="room").generations)
+        return " ".join(collect_garbage(store, keep=2, reason="room", older_than_s=0.0).generations)
     if kind == "rollback":
         return store.rollback(KEY, "worse").id
     change = {"activate": store.activate, "reject": store.reject, "pin": store.pin}[kind]
@@ -93,7 +97,12 @@ def _check(folder: Path, acknowledged: list[str], found: Counter[str]) -> None:
     found["left over"] += sum(1 for _ in (folder / "tensors").glob(".*"))
     with Store.open(folder) as store:
         rows = check_whole(folder)
-        assert {id_ for line in acknowledged for id_ in line.split()} <= {row["id"] for row in rows}
+        told = Counter(id_ for line in acknowledged for id_ in line.split())
+        probes, mvms = store.journal.probe_totals(KEY)
+        assert probes >= told.pop(PROBED, 0)
+        assert mvms == probes * MVMS
+        assert told.keys() <= {row["id"] for row in rows}
+        found["probes"] += probes
         collect_garbage(store, keep=5, reason="room")
         assert not list((folder / "tensors").glob(".*"))
         assert not list(folder.glob(".*"))

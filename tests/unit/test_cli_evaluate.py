@@ -114,7 +114,7 @@ def test_record_of_another_model_or_device_is_refused(lab, pimcal_run, changed):
     pimcal_run("calibrate", *lab.on(), *NOISE, "--out", "made.safetensors")
     options, said = {
         "weights": ([*lab.on(data=False)[:4], "--data", lab.data, *NOISE], "was made for a model with hash"),
-        "profile": (lab.on(), "made elsewhere (profile_hash"),
+        "profile": (lab.on(), "made elsewhere (device."),
         "seed": ([*lab.on(), *NOISE, "--seed", "1"], "device: gaussian-mul-7 there, gaussian-mul-1 here"),
     }[changed]
     done = pimcal_run("evaluate", *options, "--record", "made.safetensors")

@@ -1,9 +1,14 @@
 """`pimcal records`: show and diff."""
 
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
 from pimcal.record import Record
+from pimcal.store import Key, Store
+from pimcal.store.schema import VERSION
 
 NOISE = ("-O", "device.eta0=0.3")
 
@@ -159,6 +164,39 @@ def test_export_and_import_carry_a_record_to_another_store(kept, pimcal_run):
     assert pimcal_run("records", "activate", done["id"], "--store", "other").code == 0
 
 
+def test_gc_removes_old_probes_and_telemetry(kept, pimcal_run):
+    key = Key("board", "ab" * 32)
+    for days_ago in (100, 50, 0):
+        with Store.open("store", clock=lambda days=days_ago: time.time() - days * 86_400) as store:
+            store.journal.add_probe(key, statistic=0.1, threshold=1.0, tiles={}, mvms=8)
+            store.journal.add_telemetry("board", {"temperature_c": 40.0})
+    run = ("records", "gc", "--store", "store")
+    told = pimcal_run(*run).out.splitlines()
+    assert told[-1] == "1 probes and 1 readings of telemetry older than 90d removed"
+    found = pimcal_run(*run, "--older-than", "30d", "--json").json
+    assert (found["generations"], found["probes"], found["readings"]) == ([], 1, 1)
+    assert len(Store.open("store", read_only=True).journal.probes(key)) == 1
+    refused = pimcal_run(*run, "--older-than", "30")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--older-than '30': a duration is written with units" in refused.err
+
+
+def test_no_command_makes_a_store_for_nothing(lab, made, pimcal_run):
+    """`import` makes a store where there is none; what it is asked to import must be there."""
+    before = sorted(path.name for path in Path().iterdir())
+    bad = Path("bad.safetensors")
+    for command in (
+        ("import", "absent"), ("import", lab.weights), ("list",), ("show", "active"), ("diff", "active", "active"),
+        ("activate", "active"), ("rollback",), ("pin", "active"), ("unpin", "active"), ("export", "active", bad),
+        ("gc",), ("migrate",),
+    ):  # fmt: skip
+        done = pimcal_run("records", *command, "--store", "typo")
+        assert done.code in (65, 74)
+        assert done.out == ""
+        assert sorted(path.name for path in Path().iterdir()) == before
+    assert pimcal_run("records", "import", "paired.safetensors", "--store", "typo").code == 0
+
+
 def test_mistakes_are_told_without_a_traceback(lab, kept, pimcal_run):
     for command, code, told in (
         (("records", "list", "--store", "absent"), 74, "there is no store in absent"),
@@ -182,6 +220,7 @@ def test_an_old_store_is_migrated_on_request(pimcal_run, tmp_path):
     refused = pimcal_run("history", "--store", tmp_path / "old")
     assert (refused.code, refused.out) == (74, "")
     assert f"`pimcal records migrate --store {tmp_path / 'old'}`" in refused.err
-    assert pimcal_run("records", "migrate", "--store", tmp_path / "old").out == "schema 2, from 1\n"
-    assert pimcal_run("records", "migrate", "--store", tmp_path / "old", "--json").json == {"from": 2, "to": 2}
+    assert pimcal_run("records", "migrate", "--store", tmp_path / "old").out == f"schema {VERSION}, from 1\n"
+    again = pimcal_run("records", "migrate", "--store", tmp_path / "old", "--json").json
+    assert again == {"from": VERSION, "to": VERSION}
     assert pimcal_run("history", "--store", tmp_path / "old").code == 0

@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 
@@ -38,11 +40,14 @@ def daemon(hosts, lab):
 
 @pytest.fixture
 def network(hosts, lab):
-    """A file with a network that waits in its own code: `slow` a little at each call, `stuck` for ever in its third."""
+    """A file with a network that waits in its own code: `slow` a little at each call, `stuck` for ever in its ninth.
+
+    With `held` no device is open before there is a file `go` beside the hosts.
+    """
     path = hosts.beside / "waiting.py"
     path.write_text(
         textwrap.dedent(f"""
-        import itertools, sys, time
+        import copy, itertools, sys, time
         from pathlib import Path
         import torch
         from safetensors.torch import load_file
@@ -68,6 +73,22 @@ def network(hosts, lab):
             model = net()
             model.load_state_dict(load_file({lab.weights!r}))
             return torch.nn.Sequential(Wait(seconds, calls), model.eval())
+
+        class Held(torch.nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner = inner
+
+            def __deepcopy__(self, memo):
+                while not Path({str(hosts.beside / "go")!r}).exists():
+                    time.sleep(0.01)
+                return Held(copy.deepcopy(self.inner, memo))
+
+            def forward(self, x):
+                return self.inner(x)
+
+        def held():
+            return Held(made(0, 10**9))
 
         def slow():
             return made(0.05, 1)
@@ -196,8 +217,22 @@ def test_commands_of_the_command_line_reach_it(daemon, pimcal_run):
     assert daemon.wait().code == 0
     shown = pimcal_run("why", *where, "--limit", "3", "--json").json["decisions"]
     assert len(shown) == 3
-    assert [one["at"] for one in shown] == sorted((one["at"] for one in shown), reverse=True)
+    every = pimcal_run("why", *where, "--limit", "1000", "--json").json["decisions"]
+    assert shown == every[-3:]
+    assert [one["at"] for one in every] == sorted(one["at"] for one in every)
     assert "asked for by run-now" in pimcal_run("why", *where).out
+
+
+@pytest.mark.parametrize("command", [["release", "--for", "30m"], ["stop"]])
+def test_what_a_daemon_does_not_do_in_time_is_not_taken_for_done(
+    daemon, hosts, network, pimcal_run, monkeypatch, command
+):
+    monkeypatch.setattr("pimcal.cli.daemon.PATIENCE_S", 0.3)
+    daemon.start(model=f"{network}:stuck")
+    daemon.until(lambda status: (hosts.beside / "waits").exists())
+    done = pimcal_run("daemon", *command, "--store", daemon.store)
+    assert done.code == 69, done.err
+    assert "look at its log" in done.err
 
 
 # --- signals and sudden ends
@@ -302,10 +337,46 @@ def test_systemd_is_told_and_the_watchdog_fed(daemon, hosts):
         assert any(line.startswith("STATUS=") and "gaussian-mul-7" in line for line in heard)
         daemon.kill(signal.SIGHUP)
         heard = _until(listening, "READY=1")
-        assert heard[-1].startswith("MONOTONIC_USEC=") or "RELOADING=1" in heard
+        assert "RELOADING=1" in heard
+        assert any(line.startswith("MONOTONIC_USEC=") for line in heard)
         daemon.kill(signal.SIGTERM)
         _until(listening, "STOPPING=1")
         assert daemon.wait().code == 0
+
+
+def test_a_reload_before_the_device_is_open_does_not_tell_that_it_is(daemon, hosts, network):
+    address = hosts.beside / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(address))
+        listening.settimeout(60)
+        hosts.environment = hosts.environment | {"NOTIFY_SOCKET": str(address)}
+        daemon.start(model=f"{network}:held")
+        daemon.until(lambda status: status["state"] == "starting")
+        daemon.write({"every": "soon"})
+        daemon.kill(signal.SIGHUP)
+        daemon.until(lambda status: "configuration" in status["problems"])
+        daemon.write()
+        daemon.kill(signal.SIGHUP)
+        daemon.until(lambda status: not status["problems"])
+        heard = _so_far(listening)
+        assert any(line.startswith("STATUS=starting") for line in heard)
+        assert not {"READY=1", "RELOADING=1"} & set(heard)
+        (hosts.beside / "go").touch()
+        _until(listening, "READY=1")
+        daemon.kill(signal.SIGTERM)
+        _until(listening, "STOPPING=1")
+        assert daemon.wait().code == 0
+
+
+def _so_far(listening):
+    heard = []
+    listening.setblocking(False)
+    try:
+        while True:
+            heard += listening.recv(4096).decode().splitlines()
+    except BlockingIOError:
+        listening.settimeout(60)
+    return heard
 
 
 def _until(listening, wanted):
@@ -364,6 +435,7 @@ def test_a_wrong_model_profile_or_data_set_is_a_wrong_configuration(daemon, host
     done = hosts.run("daemon", *daemon.options(), *change)
     assert done.code == 78, done.err
     assert told in done.err
+    assert not daemon.store.exists()
 
 
 def test_what_it_cannot_do_without_is_named(daemon, pimcal_run):
@@ -384,7 +456,7 @@ def test_a_model_or_a_profile_that_does_not_match_the_store_is_told(daemon, lab,
     daemon.write(device={"noise": "mul", "eta0": 0.4, "seed": 7})
     profile = daemon.start().wait()
     assert profile.code == 78, profile.err
-    assert "profile_hash" in profile.err
+    assert "device.eta0: 0.3 there, 0.4 here" in profile.err
 
     before = active(daemon)
     daemon.started("--new")
@@ -399,6 +471,67 @@ def test_time_cannot_pass_faster_on_a_device_that_has_no_simulated_clock(daemon)
 
 
 # --- the store
+
+
+def _set(store, pragma):
+    with closing(sqlite3.connect(store / "store.db")) as connection:
+        connection.execute(f"PRAGMA {pragma}")
+        connection.commit()
+
+
+def _from_the_future(store):
+    _set(store, "user_version = 99")
+
+
+def _of_another_program(store):
+    _set(store, "application_id = 7")
+
+
+def _no_database(store):
+    for name in ("store.db-wal", "store.db-shm"):
+        (store / name).unlink(missing_ok=True)
+    (store / "store.db").write_bytes(b"nonsense " * 1000)
+
+
+def _damaged_record(store):
+    (path,) = (store / "tensors").glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _missing_record(store):
+    (path,) = (store / "tensors").glob("*.safetensors")
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (_from_the_future, "has schema 99, written by a newer pimcal"),
+        (_of_another_program, "is a database of another program"),
+        (_no_database, "store.db is no database"),
+        (_damaged_record, "its content is not what was written"),
+        (_missing_record, "No such file or directory"),
+    ],
+)
+def test_a_store_that_no_restart_can_mend_is_a_wrong_configuration(daemon, spoil, told):
+    daemon.started()
+    daemon.until(lambda status: status["ready"])
+    assert daemon.stopped().code == 0
+    spoil(daemon.store)
+    done = daemon.start().wait()
+    assert done.code == 78, done.err
+    assert told in done.err
+    assert not daemon.socket.exists()
+
+
+def test_a_store_that_another_process_writes_to_is_worth_another_start(daemon):
+    daemon.started().stopped()
+    with Store.open(daemon.store) as store, store.database.transaction():
+        done = daemon.start().wait()
+    assert done.code == 75, done.err
+    assert daemon.started().stopped().code == 0
 
 
 def test_another_generation_is_put_in_force_when_the_store_says_so(daemon, pimcal_run):
@@ -446,6 +579,8 @@ def test_what_comes_over_the_socket_does_not_hurt(daemon):
         (b'{"do": ["status"]}\n', "there is no request"),
         (b'{"do": "release", "for": 5}\n', "needs `for`"),
         (b'{"do": "release", "for": "0s"}\n', "above zero"),
+        (b'{"do": "release", "for": "200000d"}\n', "30d is the longest"),
+        (b'{"do": "release", "for": "30d1s"}\n', "30d is the longest"),
     ):
         assert told in json.loads(_said(daemon.socket, content))["error"]
     assert _said(daemon.socket, b'{"do": "sta') == b""  # hung up in the middle

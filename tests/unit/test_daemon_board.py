@@ -1,6 +1,7 @@
 """The daemon with a board at a cable: released to others, pulled out, reset, gone for long."""
 
 import signal
+from functools import partial
 
 import pytest
 
@@ -33,6 +34,10 @@ def daemon(hosts, lab):
         made.wait()
 
 
+def looked_since(before, status):
+    return status["counters"]["looks"] > before["counters"]["looks"]
+
+
 def at(daemon, port, **settings):
     """Its profile: a board at a port, which is given up soon."""
     device = {"port": port, "margin_s": 0.1, "connect_s": 1.0, "reconnect_s": 0.2, **settings}
@@ -63,11 +68,11 @@ def test_a_board_that_is_pulled_out_is_found_again(daemon, peers, hosts):
             daemon.ask(do="run-now")
             lost = daemon.until(lambda status: status["state"] == "lost")
             assert not lost["ready"]
-            assert cable.address in lost["problems"]["device"]
+            assert cable.address in lost["problems"]["device lost"]
             back = daemon.until(lambda status: status["ready"])
             assert (back["generation"], back["counters"]["lost"]) == (generation, times)
             assert not back["problems"]
-            daemon.until(lambda status: status["last_look"])
+            daemon.until(partial(looked_since, lost))
         done = daemon.stopped()
     assert done.code == 0
     assert done.err.count("WARNING device lost") == 2  # told once, however often it was tried
@@ -75,6 +80,39 @@ def test_a_board_that_is_pulled_out_is_found_again(daemon, peers, hosts):
         alerts = [event.details["kind"] for event in store.journal.history() if event.kind == "alert"]
         assert alerts == ["device lost", "device back"] * 2
         assert len(store.generations(states=["active"])) == 1
+
+
+def test_what_is_asked_for_while_the_board_is_lost_is_done_when_it_is_back(daemon, peers):
+    with peers.cabled(PEER) as cable:
+        at(daemon, cable.address)
+        daemon.started()
+        first = daemon.until(lambda status: status["ready"])["generation"]
+        cable.unplug(6)
+        daemon.ask(do="run-now")
+        daemon.until(lambda status: status["state"] == "lost")
+        for _ in range(5):
+            daemon.ask(do="run-now", calibrate=True)
+        back = daemon.until(lambda status: status["ready"] and status["generation"] != first)
+        assert back["counters"]["activations"] == 2
+        assert daemon.stopped().code == 0
+
+
+def test_a_board_that_came_back_with_other_tiles_is_not_used(daemon, peers):
+    with peers.running(PEER, serial_number="SAME") as board:
+        at(daemon, board.address)
+        daemon.started()
+        generation = daemon.until(lambda status: status["ready"])["generation"]
+        daemon.ask(do="release", **{"for": "30m"})
+        released = daemon.until(lambda status: status["state"] == "released")
+        assert released["generation"] == generation
+    with peers.running(PEER, serial_number="SAME", tiles=9) as other:
+        at(daemon, other.address)
+        daemon.kill(signal.SIGHUP)
+        daemon.ask(do="resume")
+        lost = daemon.until(lambda status: "is not what it was" in status["problems"].get("device lost", ""))
+        assert "9, it was 8" in lost["problems"]["device lost"]
+        assert lost["generation"] == generation
+        assert daemon.stopped().code == 0
 
 
 def test_a_board_that_goes_away_in_a_calibration_is_calibrated_when_it_is_back(daemon, peers):
@@ -113,11 +151,59 @@ def test_another_board_at_the_port_is_not_taken_for_it(daemon, peers, hosts):
         daemon.until(lambda status: True)
         at(daemon, other.address)
         daemon.kill(signal.SIGHUP)
-        lost = daemon.until(lambda status: "SECOND" in status["problems"].get("device", ""))
-        assert "FIRST" in lost["problems"]["device"]
+        lost = daemon.until(lambda status: "SECOND" in status["problems"].get("device lost", ""))
+        assert "FIRST" in lost["problems"]["device lost"]
         assert daemon.stopped().code == 0
     with Store.open(daemon.store, read_only=True) as store:
         assert [one.id for one in store.generations()] == [generation]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"port": "/dev/ttyNowhere"}, "/dev/ttyNowhere"),
+        ({"port": "nonsense://somewhere"}, "nonsense"),
+        ({"trace": "/nowhere/trace.bin"}, "/nowhere"),
+    ],
+)
+def test_a_profile_that_does_not_reach_the_board_gives_way_to_the_one_that_did(daemon, peers, wrong, told):
+    with peers.running(PEER) as board:
+        at(daemon, board.address)
+        daemon.started()
+        first = daemon.until(lambda status: status["ready"])
+        at(daemon, **{"port": board.address, **wrong})
+        daemon.kill(signal.SIGHUP)
+        back = daemon.until(lambda status: status["ready"] and "configuration" in status["problems"])
+        assert told in back["problems"]["configuration"]
+        assert "the former one holds" in back["problems"]["configuration"]
+        assert (back["generation"], back["counters"]["lost"]) == (first["generation"], 0)
+        daemon.ask(do="run-now")
+        daemon.until(partial(looked_since, back))
+        at(daemon, board.address, margin_s=0.2)
+        daemon.kill(signal.SIGHUP)
+        daemon.until(lambda status: status["ready"] and not status["problems"])
+        done = daemon.stopped()
+    assert done.code == 0
+    assert "device lost" not in done.err
+    with Store.open(daemon.store, read_only=True) as store:
+        alerts = [event.details["kind"] for event in store.journal.history() if event.kind == "alert"]
+    assert alerts == ["configuration"]
+
+
+def test_where_neither_profile_reaches_the_board_both_are_tried(daemon, peers):
+    with peers.cabled(PEER) as cable:
+        at(daemon, cable.address)
+        daemon.started()
+        first = daemon.until(lambda status: status["ready"])
+        cable.unplug(2)
+        at(daemon, "/dev/ttyNowhere")
+        daemon.kill(signal.SIGHUP)
+        lost = daemon.until(lambda status: status["state"] == "lost")
+        assert "/dev/ttyNowhere" in lost["problems"]["device lost"]
+        back = daemon.until(lambda status: status["ready"])
+        assert "/dev/ttyNowhere" in back["problems"]["configuration"]
+        assert (back["generation"], back["counters"]["lost"]) == (first["generation"], 1)
+        assert daemon.stopped().code == 0
 
 
 def test_a_board_that_is_absent_at_the_start_is_told(daemon):

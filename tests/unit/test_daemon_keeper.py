@@ -186,7 +186,7 @@ def test_a_restart_forgets_nothing(room, subject):
         found = again.upkeep.history
         assert found.calibrated.at == history.calibrated.at
         assert found.attempts[-1].wall_s == history.attempts[-1].wall_s  # those older than an hour matter to no one
-        assert (again.engine.level, again.engine.sensitivity) == (engine.level, engine.sensitivity)
+        assert again.engine.worth.level == engine.worth.level
         spot = next(iter(engine.accepted.tiles))
         assert torch.equal(again.engine.accepted.tiles[spot].answers, engine.accepted.tiles[spot].answers)
 
@@ -282,7 +282,17 @@ def test_a_damaged_file_of_answers_is_told_and_taken_anew(room, subject, caplog)
         assert str(path) in caplog.text
         keeper.step()
         assert keeper.engine.accepted is not None
-    assert Memory.load(path, record) is not None
+        assert Memory.load(path, keeper.active.record.id) is not None
+
+
+def test_a_file_of_answers_of_another_version_is_told_as_such(room, subject, caplog):
+    with room.keeper(subject(PROBING, rate_per_s=0.0)) as keeper:
+        room.goes_on(keeper, HOUR_S)
+        path = memory_file(room.store.folder, keeper.key)
+    torch.save({"record": keeper.active.record.id, "level": 0.9}, path)
+    with caplog.at_level(logging.WARNING):
+        assert Memory.load(path, keeper.active.record.id) is None
+    assert "written by another version of pimcal" in caplog.text
 
 
 # --- guests
@@ -323,6 +333,55 @@ def test_guests_get_what_is_in_force_while_a_candidate_is_tried(room, subject):
         for name, values in future.result(0).items():
             assert all(torch.equal(value, before[name][key]) for key, value in values.items())
     assert any(not torch.equal(before[name]["mean"], after[name]["mean"]) for name in before if "mean" in before[name])
+
+
+def test_guests_are_served_in_the_middle_of_a_calibrations_measurements(room, subject):
+    with room.keeper(subject(PROBING, rate_per_s=0.0, gate={"max_drop": 1.0})) as keeper:
+        room.goes_on(keeper, HOUR_S)
+        in_force, served, measured = corrections_in_force(keeper.net), [], []
+
+        def beat():
+            if not served and len(measured) < 40:
+                measured.append(room.guests.submit(lambda net: served.append(corrections_in_force(net))))
+
+        room.beat = beat
+        before = keeper.notes.activations
+        keeper.run_now("calibrate")
+        room.beat = lambda: None
+        assert keeper.notes.activations == before + 1
+        assert measured[0].done()
+        assert served[0].keys() == in_force.keys()
+        for name, values in in_force.items():
+            assert all(torch.equal(value, served[0][name][key]) for key, value in values.items())
+
+
+def test_a_generation_that_somebody_goes_back_to_is_not_replaced_at_once(room, subject):
+    weekly = {"every": "6h", "when": [{"probe_error": 0.02}], "max_age": "7d"}
+    with room.keeper(subject(weekly)) as keeper:
+        room.goes_on(keeper, 8 * DAY_S)
+        first = room.store.generations(keeper.key)[0].id
+        assert room.active().id != first
+        room.store.activate(first, "by hand")
+        activations = keeper.notes.activations
+        room.goes_on(keeper, HOUR_S)
+        assert room.active().id == first  # over a week old, and worse than what came later
+        assert keeper.notes.activations == activations
+        assert "accuracy" in keeper.notes.problems
+        alerts = [event for event in room.store.journal.history(keeper.key) if event.kind == "alert"]
+        assert any(event.details["kind"] == "accuracy" for event in alerts)
+
+
+def test_a_device_that_was_opened_within_the_cooldown_is_looked_at_after_it(room, subject):
+    plan = {"when": [{"temperature_change_c": 5}], "cooldown": "1h"}
+    with room.keeper(subject(plan, rate_per_s=1e-4)) as keeper:
+        room.goes_on(keeper, HOUR_S / 4)
+        generation = room.active().id
+    with room.keeper(subject(plan, rate_per_s=1e-4)) as again:
+        room.goes_on(again, HOUR_S / 4)
+        assert again.notes.looks == 0
+        room.goes_on(again, HOUR_S)
+        assert again.notes.looks > 0
+    assert room.store.generations(again.key)[0].id == generation
 
 
 def test_what_guests_cost_is_not_counted_as_calibration(room, subject):

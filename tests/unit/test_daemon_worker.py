@@ -1,8 +1,14 @@
 """The thread that owns the device, used from within Python as an interface for requests would."""
 
+import gc
+import itertools
 import json
+import logging
+import math
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +19,7 @@ from pimcal.daemon.subject import Subject, images_for
 from pimcal.daemon.worker import Job, Worker
 from pimcal.errors import DataError, DeviceUnavailableError
 from pimcal.metrics import resolve_metric
+from pimcal.recalibration.clock import Moment
 from pimcal.sources.data import load_batches
 from pimcal.sources.models import load_model
 from pimcal.sources.preprocess import load_preprocess
@@ -22,34 +29,45 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def subject(lab, tmp_path_factory):
+def subject_on(lab, tmp_path_factory):
+    """`subject_on(backend, device settings)`: the lab's network."""
     data = load_batches(lab.data, load_preprocess("none"), None, 64).in_memory()
-    path = tmp_path_factory.mktemp("profiles") / "profile.yaml"
-    device = {"noise": "mul", "eta0": 0.2, "seed": 3}
-    path.write_text(json.dumps({"schema": "pimcal/1", "backend": "gaussian", "device": device}))
     model = load_model(f"{lab.network}:net", lab.folder / "weights.safetensors")
-    return Subject(
-        pimcal.load_profile(str(path)),
-        model,
-        resolve_metric("accuracy"),
-        lambda profile: images_for(profile, *data.split(64)),
-    )
+    folder, numbers = tmp_path_factory.mktemp("profiles"), itertools.count()
+
+    def make(backend, device, **sections):
+        path = folder / f"{next(numbers)}.yaml"
+        path.write_text(json.dumps({"schema": "pimcal/1", "backend": backend, "device": device, **sections}))
+        return Subject(
+            pimcal.load_profile(str(path)),
+            model,
+            resolve_metric("accuracy"),
+            lambda profile: images_for(profile, *data.split(64)),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def subject(subject_on):
+    return subject_on("gaussian", {"noise": "mul", "eta0": 0.2, "seed": 3})
 
 
 class Started:
     """A worker, and a way to wait for what it says."""
 
-    def __init__(self, subject, folder):
+    def __init__(self, subject, folder, clock=None):
         self._changed = threading.Event()
-        self.worker = Worker(Job(subject, folder, SystemClock(), told=self._changed.set))
+        self.worker = Worker(Job(subject, folder, clock or SystemClock(), told=self._changed.set))
 
     def until(self, reached):
         end_s = time.monotonic() + PATIENCE_S
-        while not reached(self.worker.status):
-            assert time.monotonic() < end_s, self.worker.status
+        while not reached(status := self.worker.status):
+            assert time.monotonic() < end_s, status
+            assert not self.worker.ended, self.worker.failure
             self._changed.wait(0.05)
             self._changed.clear()
-        return self.worker.status
+        return status
 
 
 @pytest.fixture
@@ -138,3 +156,159 @@ def test_after_its_end_the_store_is_free(started, tmp_path):
     started.worker.join(PATIENCE_S)
     with Store.open(tmp_path / "store") as store:
         assert [one.id for one in store.generations(states=["active"])] == [generation]
+
+
+def test_a_device_can_be_released_for_longer_than_a_lock_can_be_waited_for(started):
+    started.until(lambda status: status.ready)
+    started.worker.release(2 * threading.TIMEOUT_MAX)
+    started.until(lambda status: status.state == "released")
+    started.worker.pause()  # it is looked at, and it stays released
+    assert started.until(lambda status: status.paused).state == "released"
+    started.worker.resume()
+    started.until(lambda status: status.ready)
+
+
+# --- a store that is wrong when the device is opened again
+
+
+def reopened(started):
+    """After others have had the device."""
+    started.worker.release(3600)
+    released = started.until(lambda status: status.state == "released")
+    started.worker.resume()
+    return released, started.until(lambda status: status.ready)
+
+
+def activate_another_profiles(folder):
+    """By hand: what was calibrated under other settings of the hardware."""
+    with Store.open(folder) as store:
+        (active,) = store.generations(states=["active"])
+        record = store.record(active.id)
+        made_with = replace(record.made_with, profile_hash="of another profile", hardware=None)
+        return store.activate(
+            store.add_candidate(replace(record, made_with=made_with), "of another profile").id, "by hand"
+        ).id
+
+
+def alerts(folder):
+    with Store.open(folder, read_only=True) as store:
+        return [event.details["kind"] for event in store.journal.history() if event.kind == "alert"]
+
+
+def test_what_was_in_force_is_so_again_where_the_stores_active_one_does_not_fit(started, tmp_path):
+    first = started.until(lambda status: status.ready and status.state == "waiting")
+    wrong = activate_another_profiles(tmp_path / "store")
+    _, again = reopened(started)
+    assert (again.generation, again.record) == (first.generation, first.record)
+    assert set(again.problems) == {"generation"}
+    assert wrong in again.problems["generation"]
+    assert "what was in force stays in force" in again.problems["generation"]
+    assert again.counters.lost == 0
+
+    with Store.open(tmp_path / "store") as store:
+        store.activate(first.generation, "back by hand")
+    started.worker.run_now("look")
+    assert started.until(lambda status: not status.problems).generation == first.generation
+
+
+def test_what_was_in_force_is_so_again_where_the_store_cannot_be_read(started, tmp_path):
+    first = started.until(lambda status: status.ready and status.state == "waiting")
+    database = tmp_path / "store" / "store.db"
+    with Store.open(tmp_path / "store") as store:
+        store.journal.add_event("note", "so that nobody has the newest pages in memory")
+        store.database.shorten_log()
+    database.write_bytes(b"no database " * 10_000)
+    _, again = reopened(started)
+    assert (again.generation, again.record, again.counters.lost) == (first.generation, first.record, 0)
+    assert {"generation", "store"} <= set(again.problems)
+    assert "no database" in again.problems["store"]
+    assert started.worker.submit(lambda net: net.active).result(PATIENCE_S) == first.record
+
+
+def test_what_is_wrong_stays_known_while_others_have_the_device(started, tmp_path):
+    started.until(lambda status: status.ready and status.state == "waiting")
+    activate_another_profiles(tmp_path / "store")
+    started.worker.run_now("look")
+    wrong = started.until(lambda status: "generation" in status.problems and status.state == "waiting")
+    released, again = reopened(started)
+    for status in (released, again):
+        assert status.problems == wrong.problems
+        assert status.last_look is not None
+        assert status.counters.looks >= wrong.counters.looks
+        assert status.counters.mvms >= wrong.counters.mvms
+    assert alerts(tmp_path / "store") == ["generation"]  # told once
+
+
+# --- a device that is gone for hours
+
+
+class Hours:
+    """The system's clock; while `hurries`, each wait is over at once, and so much later.
+
+    `waits`: how long those were, in seconds. `at_hour`: what is to be done in the wait that reaches an hour.
+    """
+
+    def __init__(self):
+        self._ahead_s, self._clock = 0.0, SystemClock()
+        self.hurries, self.waits, self.at_hour = False, [], {}
+
+    def now(self):
+        now = self._clock.now()
+        return Moment(now.wall_s + self._ahead_s, now.monotonic_s + self._ahead_s)
+
+    def lasts_s(self, seconds):
+        if not self.hurries:
+            return seconds
+        self._ahead_s += seconds
+        self.waits.append(seconds)
+        for hour in [hour for hour in self.at_hour if self._ahead_s >= hour * 3600]:
+            self.at_hour.pop(hour)()
+        return 1e-6
+
+
+def held_now():
+    """Objects, files and threads of this process."""
+    gc.collect()
+    return len(gc.get_objects()), len([*Path("/proc/self/fd").iterdir()]), threading.active_count()
+
+
+def test_a_port_that_is_gone_for_hours_costs_little_and_is_found(subject_on, peers, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    caplog.set_level(logging.WARNING)
+    clock, seen = Hours(), []
+
+    def plug_in():
+        seen.append(held_now())
+        clock.hurries = False
+        cable.unplug(0)
+        while not Path(cable.address).exists():
+            time.sleep(0.01)
+
+    with peers.cabled("pimsim-pty") as cable:
+        device = {"port": cable.address, "margin_s": 0.1, "connect_s": 1.0, "reconnect_s": 0.2}
+        started = Started(subject_on("serial", device, gate={"max_drop": 1.0}), tmp_path / "store", clock)
+        started.worker.start()
+        try:
+            first = started.until(lambda status: status.ready and status.state == "waiting")
+            cable.unplug(math.inf)
+            clock.at_hour = {1: lambda: seen.append(held_now()), 6: plug_in}
+            clock.hurries = True
+            started.worker.run_now("look")
+            back = started.until(lambda status: status.counters.lost == 1 and status.ready)
+            assert started.worker.submit(lambda net: net.active).result(PATIENCE_S) == first.record
+        finally:
+            started.worker.stop()
+            started.worker.join(PATIENCE_S)
+    assert (back.generation, back.problems) == (first.generation, {})
+    assert clock.waits[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert set(clock.waits[6:]) == {60}
+    assert sum(clock.waits) >= 6 * 3600
+
+    told = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("device lost: ") for line in told) == 1
+    assert sum(line.startswith("still lost, after ") for line in told) == 5
+    assert alerts(tmp_path / "store") == ["device lost", "device back"]
+
+    (objects, files, threads), (later_objects, later_files, later_threads) = seen
+    assert later_objects - objects < len(clock.waits) / 2  # not one for each try
+    assert (later_files, later_threads) == (files, threads)

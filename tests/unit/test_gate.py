@@ -154,6 +154,18 @@ def test_each_side_is_measured_again_with_new_noise_and_averaged(open_backend, w
     assert verdict.mvms == device.cost.mvms - start == 6 * 96 * (16 + 4 + 1)
 
 
+def test_what_is_in_force_is_not_measured_again_where_its_value_is_known(open_backend):
+    device = open_backend("gaussian", NOISE)
+    net, held_out = pimcal.deploy(cnn(), device), [images()]
+    record = pimcal.calibrate(net, [images()], "paired")
+    start = device.cost.mvms
+    verdict = gate(net, record, held_out, AGREEMENT, before=0.25)
+    assert verdict.before == verdict.record.made_with.before == 0.25
+    assert verdict.images == 64
+    net(images())
+    assert (device.cost.mvms - start) == 2 * verdict.mvms
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("side", [1, 2])
 def test_a_failure_on_the_way_leaves_what_was_in_force(open_backend, error, side):

@@ -20,6 +20,7 @@ from pimcal.evaluation import evaluate
 from pimcal.events import RecalibrationAlert
 from pimcal.metrics import resolve_metric
 from pimcal.recalibration.engine import Engine, EngineSettings, MemoryJournal
+from pimcal.recalibration.learned import Learned
 from pimcal.recalibration.remedy import Remedy, Situation, recalibrate, refresh
 from pimcal.record import Record
 
@@ -46,6 +47,10 @@ def in_force(net: Deployment) -> dict[str, torch.Tensor]:
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def alerts_of(journal: MemoryJournal, kind: str) -> list[str]:
+    return [event.message for event in journal.events if isinstance(event, RecalibrationAlert) and event.kind == kind]
 
 
 # a life
@@ -166,7 +171,7 @@ def test_every_activation_passed_the_gate(seed: int, noise: str, ages: list[floa
         engine, journal = engine_of(net, remedies=(Remedy("worse", worse), Remedy("calibrate", recalibrate)))
         for age_s in (0.0, *ages):
             net.device.advance(age_s)
-            for attempt in engine.run(force=True).attempts:
+            for attempt in engine.run().attempts:
                 if attempt.outcome == "activated":
                     assert attempt.before is not None
                     assert attempt.after is not None
@@ -247,28 +252,23 @@ def test_a_remedy_that_fails_gives_way_to_the_next() -> None:
         assert "half done" not in names
 
 
-def test_after_failures_it_waits_longer_and_longer() -> None:
+def test_a_run_tries_each_remedy_once_and_tells_where_none_helped() -> None:
+    tried = []
+
     def fails(situation: Situation) -> Record:
+        tried.append(situation)
         raise DataError("no images left")
 
     net, backend = on_faulty()
-    time_s = [0.0]
-    engine, journal = engine_of(net, clock=lambda: time_s[0], settings=EngineSettings(retry_s=10.0))
+    engine, journal = engine_of(net)
     engine.run()
-    engine.remedies = (Remedy("fails", fails),)
+    engine.remedies = (Remedy("fails", fails), Remedy("fails, too", fails))
     backend.factors = dict.fromkeys(range(3), 1.5)
-    outcomes = []
-    for now_s in (0.0, 9.0, 10.0, 29.0, 30.0, 69.0, 70.0):
-        time_s[0] = now_s
-        outcomes.append(engine.run().outcome)
-    assert outcomes == ["failed", "waiting", "failed", "waiting", "failed", "waiting", "failed"]
-    waited = [run for run in journal.runs if run.outcome == "waiting"]
-    assert all(run.spent.mvms == 0 for run in waited)
-    assert sum(isinstance(event, RecalibrationAlert) for event in journal.events) == 4
-    assert engine.run(force=True).outcome == "failed"
+    assert engine.run().outcome == "failed"
+    assert len(tried) == 2
+    assert alerts_of(journal, "no remedy")
     engine.remedies = (Remedy("refresh", refresh), Remedy("calibrate", recalibrate))
-    assert engine.run(force=True).outcome == "activated"
-    assert engine.failures == 0
+    assert engine.run().outcome == "activated"
 
 
 @pytest.mark.parametrize("how", ["zeros", "refuses"])
@@ -286,12 +286,91 @@ def test_a_dead_tile_is_told_of_once_and_the_others_go_on(how: str) -> None:
         assert first.outcome == "failed"
         return
     backend.factors |= {0: 1.4, 1: 1.4}
-    run = engine.run(force=True)
+    run = engine.run()
     assert run.attempts[0].remedy == "refresh"
     assert {spot: state for spot, state in run.tiles.items() if state == "dead"} == {(0, 2): "dead"}
-    alerts = [event for event in journal.events if isinstance(event, RecalibrationAlert) and event.kind == "dead tiles"]
-    assert len(alerts) == 1
-    assert "tile 2" in alerts[0].message
+    (alert,) = alerts_of(journal, "dead tiles")
+    assert "tile 2" in alert
+    assert engine.dead_tiles == {(0, 2)}
+    backend.factors[2] = 1.0
+    engine.run()
+    assert not engine.dead_tiles
+
+
+def test_tiles_that_never_answered_are_told_of() -> None:
+    net, backend = on_faulty()
+    backend.factors[1] = 0.0
+    engine, journal = engine_of(net)
+    engine.run()
+    engine.run()
+    assert engine.dead_tiles == {(0, 1)}
+    assert len(alerts_of(journal, "dead tiles")) == 1
+
+
+def test_a_device_whose_tiles_are_all_dead_has_no_remedy() -> None:
+    net, backend = on_faulty()
+    engine, journal = engine_of(net)
+    engine.run()
+    backend.factors = dict.fromkeys(range(3), 0.0)
+    look = engine.look()
+    assert look is not None
+    assert look.statistic > 1
+    assert engine.run().outcome == "failed"
+    assert alerts_of(journal, "accuracy")
+
+
+# what it is worth
+
+
+def test_accuracy_far_below_the_best_is_told_once_however_it_came_to_be() -> None:
+    net, backend = on_faulty()
+    engine, journal = engine_of(net)
+    engine.run()
+    backend.factors = dict.fromkeys(range(3), 0.0)
+    for _ in range(3):
+        engine.recalibrate("it is due")  # no worse than a calibration of today, which is worth nothing
+    assert len(alerts_of(journal, "accuracy")) == 1
+    assert engine.worth.shortfall
+    backend.factors = dict.fromkeys(range(3), 1.0)
+    engine.recalibrate("it is due")
+    assert not engine.worth.shortfall
+
+
+def test_a_record_whose_answers_nobody_knows_is_kept_where_it_is_worth_what_it_was() -> None:
+    net, _ = on_faulty()
+    first, _ = engine_of(net)
+    first.run()
+    engine, journal = engine_of(net, active=first.active)
+    run = engine.run()
+    assert (run.outcome, run.attempts) == ("fine", ())
+    assert engine.accepted is not None
+    assert run.spent.gate_mvms > 0
+    assert not journal.records
+
+
+def test_a_record_whose_answers_nobody_knows_is_replaced_where_it_is_worth_less() -> None:
+    net, backend = on_faulty()
+    first, _ = engine_of(net)
+    first.run()
+    backend.factors = {0: 0.1, 1: 9.0, 2: 0.1}
+    before = quality(net)
+    engine, _ = engine_of(net, active=first.active)
+    run = engine.run()
+    assert run.outcome == "activated"
+    assert quality(net) > before
+    assert run.attempts[0].before == before  # measured once
+
+
+def test_what_somebody_chose_is_taken_as_it_is_and_told_of() -> None:
+    net, backend = on_faulty()
+    first, _ = engine_of(net)
+    first.run()
+    backend.factors = {0: 0.1, 1: 9.0, 2: 0.1}
+    engine, journal = engine_of(net, active=first.active)
+    assert engine.adopt().outcome == "fine"
+    assert alerts_of(journal, "accuracy")
+    assert engine.run().outcome == "fine"  # drift counts from now on
+    assert not journal.records
 
 
 # state
@@ -303,8 +382,9 @@ def test_a_restart_goes_on_with_what_was_in_force() -> None:
         old.run()
         before = in_force(net)
         net.revert()
-        saved = {"active": old.active, "accepted": old.accepted, "accepted_under": old.accepted_under}
-        new, _ = engine_of(net, level=old.level, **saved)
+        learned = Learned.from_state(old.learned.state_dict())
+        new, _ = engine_of(net, active=old.active, learned=learned)
+        assert (new.worth.level, new.worth.best) == (old.worth.level, old.worth.best)
         assert_same(in_force(net), before)
         assert new.run().outcome == "fine"
 

@@ -147,7 +147,10 @@ def test_a_change_too_small_to_cost_anything_is_no_drift_however_sure() -> None:
     backend.factors = dict.fromkeys(range(3), 1.01)
     look = probe(net, accepted)
     assert not look.drifted
-    assert look.error == pytest.approx(0.01, rel=0.1)
+    assert look.effects["gain"] == pytest.approx(0.01, rel=0.1)
+    assert look.error == 0
+    backend.factors = dict.fromkeys(range(3), 1.03)
+    assert probe(net, accepted).error == pytest.approx(0.03, rel=0.1)
     backend.factors = dict.fromkeys(range(3), 1.05)
     assert probe(net, accepted).everywhere == ("gain",)
 

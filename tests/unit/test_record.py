@@ -129,7 +129,7 @@ def test_a_record_of_another_device_or_profile_needs_force(open_backend):
     elsewhere = pimcal.deploy(model, open_backend("gaussian", {**NOISE, "device.seed": 8}))
 
     with pytest.raises(
-        DataError, match=r"made elsewhere \(device: gaussian-mul-0 there, gaussian-mul-8 here; profile_hash"
+        DataError, match=r"made elsewhere \(device: gaussian-mul-0 there, gaussian-mul-8 here; device.seed: 0 there, 8"
     ):
         elsewhere.apply(record)
     assert elsewhere.active is None
@@ -213,6 +213,7 @@ def header(**about):
         save({"a:mean": torch.ones(1)}, header(made_with=3)),
         save({"a:mean": torch.ones(1)}, header(made_with={"colour": "red"})),
         save({"a:mean": torch.ones(1)}, header(format="pimcal-record/99")),
+        save({"a:mean": torch.ones(1)}, {"pimcal": "[" * 100_000}),
     ],
 )
 def test_what_is_no_record_is_refused_by_its_name(tmp_path, content):

@@ -8,6 +8,8 @@ import socket
 import threading
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -268,16 +270,16 @@ def test_a_device_that_is_lost_is_told_until_it_is_back(daemon, monkeypatch):
         assert daemon.call("POST", "/infer", X, TOKEN).code == 503
         assert daemon.call("GET", "/readyz").json == {"error": "the device is lost, and looked for"}
         assert daemon.call("GET", "/healthz").code == 200
-        assert parse(daemon.call("GET", "/metrics").body.decode())["pimcal_device_lost"].samples[
-            "pimcal_device_lost", ()
-        ]
+        assert _metric(daemon, "pimcal_device_lost") == 1
+        assert _metric(daemon, "pimcal_problem", kind="device lost") == 1
     daemon.until(lambda: daemon.worker.status.ready)
     assert daemon.call("POST", "/infer", X, TOKEN).code == 200
     assert _metric(daemon, "pimcal_device_losses_total") == losses + 1
 
 
-def _metric(daemon, name):
-    return parse(daemon.call("GET", "/metrics").body.decode())[name].samples[name, ()]
+def _metric(daemon, name, **labels):
+    found = parse(daemon.call("GET", "/metrics").body.decode())
+    return found[name].samples[name, tuple(sorted(labels.items()))]
 
 
 # --- looking
@@ -321,6 +323,11 @@ def test_metrics_follow_the_format_and_say_what_happened(daemon):
     assert value("pimcal_ready") == 1
     assert value("pimcal_state", state="waiting") + value("pimcal_state", state="working") == 1
     assert value("pimcal_device_lost") == 0
+    assert "pimcal_problem" not in found
+    active = records(daemon.store)[-1].made_with
+    assert value("pimcal_metric_value", metric="agreement") == pytest.approx(active.after)
+    status = daemon.call("GET", "/api/status").json
+    assert (status["metric_name"], status["metric_value"]) == ("agreement", pytest.approx(active.after))
     assert value("pimcal_infer_requests_total", code="200") == 1 + value(
         "pimcal_infer_requests_total", before, code="200"
     )
@@ -383,6 +390,22 @@ def test_too_many_requests_at_a_time_are_told_to_come_again(daemon):
         assert (refused.code, refused.headers["Retry-After"]) == (429, "1")
         assert daemon.call("GET", "/healthz").code == 200
     daemon.until(lambda: daemon.call("POST", "/infer", X, TOKEN).code == 200)
+
+
+def test_arrays_of_many_requests_never_take_more_than_a_share_of_memory():
+    with TemporaryDirectory() as folder, served(Path(folder), token=None) as daemon:
+        daemon.until(lambda: daemon.worker.status.ready)
+        sent = LARGEST_ARRAY - 1000
+        head = f"POST /infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LARGEST_ARRAY}\r\n\r\n".encode()
+        with slow(daemon, 2, head + bytes(sent)):
+            daemon.until(lambda: daemon.call("POST", "/infer", X).code == 503)
+            refused = daemon.call("POST", "/infer", X)
+            assert (refused.code, refused.headers["Retry-After"]) == (503, "10")
+            assert "other requests" in refused.json["error"]
+            assert daemon.call("GET", "/healthz").code == 200
+        daemon.until(lambda: daemon.call("POST", "/infer", X).code == 200)
+        with slow(daemon, 5, head):  # what is only claimed takes nothing
+            assert daemon.call("POST", "/infer", X).code == 200
 
 
 def test_connections_beyond_the_limit_are_hung_up_and_the_daemon_goes_on(daemon):

@@ -104,6 +104,25 @@ def test_others_use_the_board_while_the_daemon_owns_it(daemon, port, token):
         call(port, "GET", "/healthz")
 
 
+def test_a_reload_that_fails_is_an_alert_like_all_others(daemon, port):
+    daemon.started("--http", port)
+    daemon.until(lambda status: status["ready"])
+    assert "pimcal_problem" not in call(port, "GET", "/metrics").body.decode()
+    daemon.write({"every": "soon"})
+    daemon.kill(signal.SIGHUP)
+    daemon.until(lambda status: "configuration" in status["problems"])
+    assert 'pimcal_problem{kind="configuration"} 1\n' in call(port, "GET", "/metrics").body.decode()
+    (alert,) = [one for one in call(port, "GET", "/api/history").json["events"] if one["kind"] == "alert"]
+    assert alert["details"] == {"kind": "configuration"}
+    assert alert["device"] == "gaussian-mul-7"
+    assert "a duration is written with units" in alert["reason"]
+    daemon.write()
+    daemon.kill(signal.SIGHUP)
+    daemon.until(lambda status: not status["problems"])
+    assert "pimcal_problem" not in call(port, "GET", "/metrics").body.decode()
+    assert daemon.stopped().code == 0
+
+
 def test_sigterm_lets_a_request_that_runs_come_to_its_end(daemon, hosts, port, waiting):
     daemon.started("--http", port, model=waiting)
     daemon.until(lambda status: status["ready"])

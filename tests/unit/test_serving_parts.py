@@ -22,6 +22,7 @@ from pimcal.serving.binding import Binding, listen, read_binding
 from pimcal.serving.exposition import Histogram, family
 from pimcal.serving.inference import MOST, Inference
 from pimcal.serving.npy import read_npy, write_npy
+from pimcal.serving.room import Room
 from pimcal.serving.told import without_folders
 
 from .exposition_reader import parse
@@ -221,6 +222,20 @@ def test_draining_waits_for_what_is_in_work_and_takes_nothing_more():
         return order
 
     assert asyncio.run(drain()) == ["left", "drained"]
+
+
+def test_memory_for_bodies_is_given_back_however_a_request_ends():
+    room = Room(10)
+    with room.share() as take:
+        take(7)
+        take(3)
+        with room.share() as other, pytest.raises(DeviceUnavailableError, match="other requests"):
+            other(1)
+    with pytest.raises(DeviceUnavailableError), room.share() as take:  # noqa: PT012
+        take(10)
+        take(1)
+    with room.share() as take:
+        take(10)
 
 
 # --- metrics

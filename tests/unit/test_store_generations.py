@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import sqlite3
-from contextlib import closing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ import torch
 import pimcal
 from pimcal.device import Cost
 from pimcal.errors import DataError, StorageError, UsageError
+from pimcal.files import write_atomically
 from pimcal.record import differences
 from pimcal.store import Key, Store, key_of
+from pimcal.store.schema import VERSION
 
 from .store_records import MODEL, check_whole, made, ticking
 
@@ -120,6 +125,44 @@ def test_only_a_candidate_is_rejected(store):
     assert store.activate(rejected.id, "all the same").state == "active"
 
 
+def test_the_record_that_is_loaded_is_the_one_that_was_checked(store):
+    """While somebody puts another record's file in its place and back again."""
+    generation, other = activated(store, 1.0), made(2.0).to_bytes()
+    path = store.folder / "tensors" / f"{generation.sha256}.safetensors"
+    contents, ended = itertools.cycle((other, path.read_bytes())), threading.Event()
+
+    def swap():
+        while not ended.is_set():
+            write_atomically(path, next(contents))
+
+    found = []
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        while len(found) < 300:
+            with suppress(StorageError):
+                found.append(store.record(generation.id).id)
+        ended.set()
+        swapping.result()
+    assert set(found) == {made(1.0).id}
+
+
+def test_leftovers_of_a_killed_process_are_rejected_and_nobody_elses(store):
+    left, pinned, elsewhere = add(store, 1.0), add(store, 2.0), add(store, 3.0, device="board-2")
+    store.pin(pinned.id, "the operator's")
+    imported = store.add_candidate(made(4.0), "from the lab", kind="imported")
+    active, refused = activated(store, 5.0), store.reject(add(store, 6.0).id, "worse")
+    (found,) = store.reject_leftovers(KEY, "the daemon was killed")
+    assert (found.id, found.state, found.reason) == (left.id, "rejected", "the daemon was killed")
+    assert [store.generation(each.id).state for each in (pinned, elsewhere, imported, active, refused)] == [
+        "candidate", "candidate", "candidate", "active", "rejected",
+    ]  # fmt: skip
+    assert kinds(store, generation=left.id) == ["candidate", "rejected"]
+    before = store.journal.history()
+    assert store.reject_leftovers(KEY, "again") == []
+    assert store.journal.history() == before
+    assert store.activate(left.id, "all the same").state == "active"
+
+
 def test_a_beginning_of_an_id_is_enough_while_it_means_one(store):
     found = [add(store, value) for value in range(40)]
     several = next(g.id[0] for g in found if sum(other.id[0] == g.id[0] for other in found) > 1)
@@ -141,7 +184,7 @@ def test_history_tells_what_happened_when_and_why(store):
     events = store.journal.history()
     told = [(event.kind, event.reason) for event in events]
     assert told == [
-        ("created", "schema 2"), ("candidate", "calibrated"), ("activated", "better"),
+        ("created", f"schema {VERSION}"), ("candidate", "calibrated"), ("activated", "better"),
         ("pinned", "known to be good"), ("unpinned", "no longer"), ("skipped", "quiet hours"),
     ]  # fmt: skip
     assert [event.at for event in events] == sorted(event.at for event in events)
@@ -150,6 +193,9 @@ def test_history_tells_what_happened_when_and_why(store):
     assert kinds(store, generation=first.id) == ["candidate", "activated", "pinned", "unpinned"]
     assert kinds(store, key=KEY, limit=2) == ["unpinned", "skipped"]
     assert kinds(store, key=Key("board-2", MODEL)) == []
+    assert kinds(store, kinds=("pinned", "activated", "absent")) == ["activated", "pinned"]
+    assert kinds(store, kinds=("pinned", "activated", "unpinned"), limit=2) == ["pinned", "unpinned"]
+    assert kinds(store, key=KEY, kinds=("created", "skipped")) == ["skipped"]
 
 
 @pytest.mark.parametrize(

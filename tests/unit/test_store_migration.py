@@ -55,6 +55,29 @@ def test_an_old_store_is_brought_up_to_date_and_keeps_everything(tmp_path):
     check_whole(tmp_path / "store")
 
 
+def test_the_second_version_is_brought_up_to_date_with_what_it_holds(tmp_path):
+    old_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        for statement in PARTS[1]:
+            connection.execute(statement)
+        connection.execute("UPDATE generations SET pinned = 1 WHERE state = 'retired'")
+        connection.execute("INSERT INTO telemetry VALUES (1, 120.0, 'board-1', 'temperature_c', 40.0)")
+        connection.execute(f"INSERT INTO probes VALUES (1, 120.0, 'board-1', '{MODEL}', 0.5, 1.0, 8, '{{}}')")
+        connection.execute("PRAGMA user_version = 2")
+        connection.commit()
+    with Store.open(tmp_path, clock=ticking()) as store:
+        assert store.journal.history()[-1].details["from"] == 2
+        assert [each.pinned for each in store.generations()] == [True, False]
+        assert [one.value for one in store.journal.telemetry("board-1", "temperature_c")] == [40.0]
+        assert store.journal.probe_totals(KEY) == (1, 8)
+    Store.create(tmp_path / "new").close()
+    found = []
+    for folder in (tmp_path, tmp_path / "new"):
+        with closing(sqlite3.connect(folder / "store.db")) as connection:
+            found.append(schema_of(connection))
+    assert found[0] == found[1]
+
+
 def test_an_up_to_date_old_store_has_the_schema_of_a_new_one(tmp_path):
     old_store(tmp_path / "old")
     found = []

@@ -96,6 +96,15 @@ class Model(RuleBasedStateMachine):
         self.end(place, "rejected")
 
     @rule(board=BOARDS)
+    def reject_leftovers(self, board: str) -> None:
+        here = [i for i, state in enumerate(self.states) if state == "candidate" and self.boards[i] == board]
+        left = [i for i in here if i not in self.pinned]
+        found = self.store.reject_leftovers(Key(board, MODEL), "killed")
+        assert [each.id for each in found] == [self.ids[i] for i in left]
+        for place in left:
+            self.end(place, "rejected")
+
+    @rule(board=BOARDS)
     def rollback(self, board: str) -> None:
         place, stack = self.before(board), self.stacks[board]
         if place is None:

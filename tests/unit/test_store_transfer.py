@@ -10,7 +10,7 @@ from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.record import Record
 from pimcal.store import Key, Store
 from pimcal.store.collect import collect_garbage
-from pimcal.store.transfer import export_generation, history_file, import_record
+from pimcal.store.transfer import export_generation, history_file, import_record, read_incoming
 
 from .store_records import MODEL, check_whole, made, ticking
 
@@ -45,14 +45,14 @@ def test_an_exported_record_is_a_record_file_with_its_history_beside_it(store, e
 
 def test_an_imported_record_is_a_candidate_that_knows_where_it_came_from(store, exported, tmp_path):
     with Store.create(tmp_path / "other") as other:
-        found = import_record(other, exported, "from the lab")
+        found = import_record(other, read_incoming(exported), "from the lab")
         assert (found.state, found.key, found.sha256) == ("candidate", KEY, store.active(KEY).sha256)
         assert other.active(KEY) is None
         (event,) = other.journal.history(generation=found.id)
         assert (event.kind, event.reason) == ("imported", "from the lab")
         assert event.details == {"file": "record.safetensors", "origin": store.active(KEY).id}
         with pytest.raises(DataError, match=f"already, as generation {found.id}"):
-            import_record(other, exported, "again")
+            import_record(other, read_incoming(exported), "again")
         history_file(exported).unlink()
         assert other.record(found.id).id == Record.load(exported).id
 
@@ -60,11 +60,11 @@ def test_an_imported_record_is_a_candidate_that_knows_where_it_came_from(store, 
 def test_a_file_that_differs_from_its_history_is_refused(store, exported):
     made(2.0).save(exported)
     with pytest.raises(DataError, match=r"is not what .*history.json tells of \(they differ in sha256, record_id\)"):
-        import_record(store, exported, "changed")
+        import_record(store, read_incoming(exported), "changed")
     for text in ("{", "{}", "[]", '{"format": "pimcal-history/9"}'):
         history_file(exported).write_text(text)
         with pytest.raises(DataError, match=r"record.safetensors.history.json: (no history|format)"):
-            import_record(store, exported, "broken")
+            import_record(store, read_incoming(exported), "broken")
     assert len(store.generations()) == 1
 
 
@@ -72,7 +72,7 @@ def test_what_is_no_record_is_refused(store, tmp_path):
     (tmp_path / "file").write_bytes(b"mine")
     for path in (tmp_path / "file", tmp_path / "absent"):
         with pytest.raises(DataError, match=path.name):
-            import_record(store, path, "")
+            import_record(store, read_incoming(path), "")
 
 
 def test_a_record_for_another_device_or_model_needs_force(store, tmp_path):
@@ -82,8 +82,8 @@ def test_a_record_for_another_device_or_model_needs_force(store, tmp_path):
         with pytest.raises(
             DataError, match=r"was made for device .* and store .* is for device board-1 with model abab"
         ):
-            import_record(store, path, "")
-        assert import_record(store, path, "", force=True).state == "candidate"
+            import_record(store, read_incoming(path), "")
+        assert import_record(store, read_incoming(path), "", force=True).state == "candidate"
         assert len(store.known_keys()) == number + 2
 
 
@@ -129,5 +129,15 @@ def test_gc_removes_files_that_nothing_names_and_keeps_those_that_two_generation
     (store.folder / ".new-killed").mkdir()
     found = collect_garbage(store, 10, "room")
     assert (found.generations, found.files, found.bytes) == ((), 2, len(b"half") + len(b"nobody's"))
-    assert sorted(path.name for path in store.folder.glob("[!s]*")) == ["tensors"]
+    assert sorted(path.name for path in store.folder.glob("[!s]*")) == ["reserve", "tensors"]
     assert store.active_record(KEY).id == made().id
+
+
+def test_what_gc_removed_is_gone_even_where_another_generation_has_the_same_file(store):
+    first = store.reject(store.add_candidate(made(1.0), "calibrated").id, "worse")
+    again = store.add_candidate(made(1.0), "calibrated")
+    assert collect_garbage(store, 0, "room").generations == (first.id,)
+    for use in (store.record, lambda each: store.activate(each, "back")):
+        with pytest.raises(StorageError, match="was removed by gc; its history is all there is"):
+            use(first.id)
+    assert store.activate(again.id, "better").state == "active"

@@ -111,9 +111,18 @@ def link_terminal(path: Path, terminal: str) -> None:
     try:
         path.symlink_to(terminal)
     except FileExistsError as error:
-        raise UsageError(f"{path} exists; give a path where the board's terminal can appear") from error
+        raise UsageError(_taken(path)) from error
     except OSError as error:
         raise StorageError(f"cannot make {path}: {error.strerror}; give a path in a folder of yours") from error
+
+
+def _taken(path: Path) -> str:
+    if path.is_symlink() and path.readlink().is_relative_to("/dev/pts"):
+        return (
+            f"{path} is a link to {path.readlink()}, a terminal that somebody has open; if it was left by a board that "
+            "was killed, remove it"
+        )
+    return f"{path} exists; give a path where the board's terminal can appear"
 
 
 def unlink_terminal(path: Path, terminal: str) -> None:
