@@ -25,6 +25,7 @@ from board_peers import Cable as Cable
 from board_peers import Hosts, nursery
 from board_peers import Peers as Peers
 from daemons import Daemon
+from store_kills import told_until_killed as told_until_killed
 from store_records import check_whole
 from store_records import made as made
 

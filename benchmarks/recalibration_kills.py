@@ -19,10 +19,20 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recalibration_daemon import TESTS, Contents, Daemon, check_files, daemon_process, made, read_whole
+from recalibration_daemon import (
+    TESTS,
+    Contents,
+    Daemon,
+    check_files,
+    daemon_process,
+    made,
+    read_whole,
+    told_until_killed,
+)
 
 from pimcal.errors import DeviceUnavailableError, StorageError
 from pimcal.store import Store
@@ -141,30 +151,15 @@ def kill_on_disk(rounds: int, draw: random.Random) -> dict[str, Any]:
             store, before = Path(folder, "store"), Contents()
             Store.create(store).close()
             for number in range(rounds):
-                found += Counter(told_until_killed(store, draw.random() * DISK_S, number))
+                work = partial(fill, store, random.Random(number))
+                found += Counter(told_until_killed(draw.random() * DISK_S, work))
                 before = checked_on(Path(folder), store, before)
         finally:
             subprocess.run(["umount", folder], check=True)
     return {"rounds": rounds, **found, "events": len(before.events)}
 
 
-def told_until_killed(store: Path, after_s: float, seed: int) -> list[str]:
-    """What a process has done in a store until it was killed: one of "activated", "full", "tidied" each time."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        with suppress(BaseException):  # whatever it is, it must not come back into the parent's code
-            fill(store, writing, random.Random(seed))
-        os._exit(1)
-    os.close(writing)
-    time.sleep(after_s)
-    os.kill(process, signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "the process ended by itself"
-    with os.fdopen(reading) as told:
-        return told.read().splitlines()
-
-
-def fill(folder: Path, told: int, draw: random.Random) -> None:
+def fill(folder: Path, draw: random.Random, told: int) -> None:
     with Store.open(folder) as store:
         while True:
             try:

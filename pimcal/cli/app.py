@@ -82,7 +82,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail(_ON_CTRL_C, INTERRUPTED, debug=False)
     except SystemExit as left:
-        if left.code == INTERRUPTED:  # typer turns Ctrl-C into this without a word
+        if _is_ctrl_c(left):
             typer.echo(f"error: {_ON_CTRL_C}", err=True)
         raise
     except BrokenPipeError:
@@ -93,6 +93,12 @@ def main() -> None:
             _discard_stdout()
             _fail(f"cannot write to standard output: {error.strerror}", StorageError.exit_code, debug)
         _fail(f"internal: {type(error).__name__}: {error} (run again with --debug and report it)", INTERNAL, debug)
+
+
+def _is_ctrl_c(left: SystemExit) -> bool:
+    """Whether typer turned Ctrl-C into this, which it does without a word; a daemon ends so by itself, and tells."""
+    ended = left.__context__
+    return left.code == INTERRUPTED and ended is not None and isinstance(ended.__cause__, KeyboardInterrupt)
 
 
 def _discard_stdout() -> None:

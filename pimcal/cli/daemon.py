@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pimcal import __version__
 from pimcal.cli import options as o
 from pimcal.cli import stores as s
+from pimcal.cli.durations import seconds
 from pimcal.cli.output import print_json, print_table
 from pimcal.errors import ConfigError, DataError, DeviceUnavailableError, StorageError, UsageError
 from pimcal.files import check_writable
@@ -24,7 +27,13 @@ if TYPE_CHECKING:
     from pimcal.serving.binding import Binding
     from pimcal.sources.batches import Batches
 
+logger = logging.getLogger(__name__)
+
 PATIENCE_S, TICK_S = 60.0, 0.1  # for a daemon to do what it was asked
+
+
+FIRST = ("state", "ready", "problems")  # what `status` begins with
+SHOWN_DIGITS = 12  # of a hash
 
 
 class LogFormat(StrEnum):
@@ -95,6 +104,8 @@ def run(
     if profile is None or model is None or data is None or store is None:
         raise UsageError(f"the daemon needs {', '.join(missing)}; see `pimcal daemon --help`")
 
+    binding = _binding(http, token_file)
+
     def read() -> Profile:
         return o.read_profile(profile, override, seed)
 
@@ -102,9 +113,11 @@ def run(
 
     with _configuration():
         read()  # before torch is loaded, so that a mistake is told at once
-        binding = _binding(http, token_file)
         check_writable(store)
         log_to(_stderr(), log_format.value)
+        logger.info(
+            "pimcal %s: profile %s, model %s, store %s, process %d", __version__, profile, model, store, os.getpid()
+        )
         loaded = o.load_subject(profile, override, model, weights, seed, torch_device)
         images = _images(data, calibration_data, held_out, preprocess, batch_size)
         subject = _subject(loaded, images, metric)
@@ -226,10 +239,16 @@ def status(store: s.OptionalStore = None, socket: SocketOption = None, as_json: 
     if as_json:
         print_json(found)
         return
-    told = {**found, "decision": "\n".join(found["decision"])}
+    told = {**dict.fromkeys(FIRST), **found, "decision": "\n".join(found["decision"])}
     for name in ("counters", "telemetry", "problems", "last_look"):
-        told[name] = ", ".join(f"{key}: {value}" for key, value in (found[name] or {}).items())
-    print_table(("field", "value"), [(key, "" if value is None else value) for key, value in told.items()])
+        told[name] = ", ".join(f"{key}: {_short(value)}" for key, value in (found[name] or {}).items())
+    told["model_hash"] = (found.get("model_hash") or "")[:SHOWN_DIGITS]
+    print_table(("field", "value"), [(key, "" if value is None else _short(value)) for key, value in told.items()])
+
+
+def _short(value: object) -> object:
+    """Numbers with six digits: more are noise; but all of a count."""
+    return f"{value:.6g}" if isinstance(value, float) and not value.is_integer() else value
 
 
 @app.command("run-now")
@@ -261,6 +280,7 @@ def release(
     socket: SocketOption = None,
 ) -> None:
     """Close the device, so that something else can use it; returns when it is closed."""
+    seconds("--for", lasting)  # before anybody is asked
     _tell(store, socket, {"do": "release", "for": lasting})
     _wait(lambda: _ask(store, socket, {"do": "status"})["state"] == "released", "released the device")
 

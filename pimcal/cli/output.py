@@ -11,6 +11,9 @@ from typing import Any
 import typer
 
 
+_WIDE = 10_000  # columns: where output is piped, lines stay whole
+
+
 def print_json(value: Any) -> None:
     """The one JSON object of a command that was called with --json."""
     typer.echo(json.dumps(value, indent=2))
@@ -36,12 +39,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     from rich.table import Table
     from rich.text import Text
 
-    # Piped output keeps its lines whole.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
     table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # as it is: rich would take "[vision]" for a style
-    console.print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=_WIDE)
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 @contextmanager

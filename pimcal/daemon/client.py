@@ -38,7 +38,7 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         nobody = isinstance(error, FileNotFoundError | ConnectionRefusedError)
         raise (NoDaemonError if nobody else DeviceUnavailableError)(
-            f"no daemon answers at {path} ({error}); start one with `pimcal daemon`, or give its --socket"
+            f"no daemon answers at {path}: {_reason(error)}; start one with `pimcal daemon`, or give its --socket"
         ) from error
     reply = _object(path, line)
     if "error" in reply:
@@ -47,6 +47,16 @@ def ask(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(reply.get(name, ...), types) for name, types in expected.items()):
         raise _another_program(path, line)
     return reply
+
+
+def _reason(error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            return "there is no such socket (it may still be starting)"
+        case ConnectionRefusedError():
+            return "nobody listens there any more"
+        case _:
+            return error.strerror or str(error)
 
 
 def _said(path: Path, request: dict[str, Any]) -> bytes:

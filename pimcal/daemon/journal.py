@@ -93,7 +93,7 @@ class StoreJournal:
         told = decision.kind, "" if decision.kind in ("nothing", "wait") else "; ".join(decision.reasons)
         if told != self._last_told or told[1]:
             details = {"decision": decision.kind, "reasons": decision.reasons, "overdue": decision.overdue}
-            self._add("decision", "; ".join(decision.lines()), details)
+            self._add("decision", f"{decision.kind}: {'; '.join(decision.reasons)}", details)
         self._last_told = told
 
     def asked(self, what: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pimcal.daemon.control import Control
 from pimcal.daemon.lasting import is_lasting
 from pimcal.daemon.notify import Notifier
 from pimcal.daemon.overview import Overview
+from pimcal.daemon.requests import check_request
 from pimcal.daemon.subject import Subject
 from pimcal.errors import ConfigError, PimcalError, UsageError
 from pimcal.profile.duration import parse_duration
@@ -169,33 +171,36 @@ class Service:
     # the socket
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        asked, worker = request.get("do"), self._worker
-        match asked:
-            case "status":
-                return self._status()
-            case "run-now":
-                worker.run_now("calibrate" if request.get("calibrate") is True else "look")
-            case "pause":
-                worker.pause()
-            case "resume":
-                worker.resume()
-            case "release":
-                worker.release(_seconds(request.get("for")))
-            case "stop":
-                self._end("asked for on the socket")
-            case _:
-                raise UsageError(f"there is no request {asked!r}; known: status, run-now, pause, resume, release, stop")
-        logger.info("asked for on the socket: %s", asked)
+        asked = request.get("do")
+        check_request(asked, {name: value for name, value in request.items() if name != "do"})
+        if asked == "status":
+            return self._status()
+        do = self._wanted(request)
+        logger.info("asked for: %s", asked)
+        do()
         return {"done": asked}
+
+    def _wanted(self, request: dict[str, Any]) -> Callable[[], None]:
+        """What a request that may be granted is to do. Raises UsageError."""
+        worker = self._worker
+        match request["do"]:
+            case "run-now":
+                return partial(worker.run_now, "calibrate" if request.get("calibrate") else "look")
+            case "pause":
+                return worker.pause
+            case "resume":
+                return worker.resume
+            case "release":
+                return partial(worker.release, _seconds(request["for"]))
+            case _:
+                return partial(self._end, "asked for")
 
     def _status(self) -> dict[str, Any]:
         found = self._overview.status.as_dict()
         return {**found, "process": os.getpid(), "profile": self._subject.profile.name}
 
 
-def _seconds(text: object) -> float:
-    if not isinstance(text, str):
-        raise UsageError("release needs `for`, a duration such as 30m")
+def _seconds(text: str) -> float:
     try:
         seconds = parse_duration(text).total_seconds()
     except ValueError as error:

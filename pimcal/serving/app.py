@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from pimcal.daemon.requests import check_request
 from pimcal.daemon.status import Status
 from pimcal.errors import DataError, DeviceBusyError, DeviceUnavailableError, PimcalError, StorageError, UsageError
 from pimcal.serving.body import LARGEST_ARRAY, MOST_AT_A_TIME, read_body, read_command
@@ -117,7 +118,7 @@ class Pages:
 
         async def tell(request: Request) -> Response:
             command = await read_command(request)
-            logger.info("asked for over HTTP: %s", what)
+            check_request(what, command)
             return JSONResponse(await run_in_threadpool(self._daemon.ask, {**command, "do": what}))
 
         return tell

@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from pimcal.errors import ConfigError, DeviceBusyError
+from pimcal.errors import ConfigError, DeviceBusyError, UsageError
 
 HOST = "127.0.0.1"
 SHORTEST_TOKEN = 16  # characters
@@ -38,8 +38,8 @@ class Binding:
 def read_binding(address: str, token_file: Path | None) -> Binding:
     """`address`: [HOST:]PORT, port 0 for any that is free.
 
-    Raises ConfigError for an address that is none, a token that cannot be used, and for an address that others can
-    reach without a token.
+    Raises UsageError for what cannot be an address; ConfigError for one that is none, a token that cannot be used, and
+    for an address that others can reach without a token.
     """
     host, port = _split(address)
     token = None if token_file is None else _read_token(token_file)
@@ -72,7 +72,7 @@ def _split(address: str) -> tuple[str, int]:
     if separator and not host:
         host = "?"  # nobody is meant to listen everywhere by a slip
     if not (port.isascii() and port.isdecimal() and int(port) < 65536) or host == "?":
-        raise ConfigError(f"--http {address}: write PORT or HOST:PORT, such as 8787 or 127.0.0.1:8787")
+        raise UsageError(f"--http {address}: write PORT or HOST:PORT, such as 8787 or 127.0.0.1:8787")
     return host.removeprefix("[").removesuffix("]") or HOST, int(port)
 
 

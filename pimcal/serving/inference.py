@@ -95,7 +95,7 @@ class Inference:
         except TimeoutError as error:
             raise DeviceUnavailableError("the device is not free; it may be calibrating") from error
         except UsageError as error:  # of the model, whose message tells where its source is
-            logger.info("a request failed: %s", error)
+            logger.debug("a request failed: %s", error)
             raise self._unfit(array) from error
 
     def _inputs(self, array: np.ndarray[Any, Any]) -> Tensor:

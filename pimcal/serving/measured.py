@@ -10,6 +10,7 @@ from typing import get_args
 from pimcal.daemon.journal import RUN_KIND
 from pimcal.daemon.status import State, Status
 from pimcal.errors import StorageError
+from pimcal.recalibration.outcome import Outcome
 from pimcal.serving.exposition import Histogram, Kind, Labels, family
 from pimcal.store import Key, Store
 
@@ -24,21 +25,24 @@ READINGS: dict[str, tuple[str, Kind, str]] = {
     "link_reopened": ("pimcal_link_reopenings_total", "counter", "Times that the link was opened again."),
     "board_restarts": ("pimcal_board_restarts_total", "counter", "Restarts of the board."),
 }
+SERVED = 200
+RECALIBRATED: tuple[Outcome, ...] = ("activated", "kept", "failed")  # outcomes of runs that were more than a look
 Line = tuple[str, Kind, str, list[tuple[Labels, float]]]
 
 
 @dataclass(slots=True)
 class Requests:
-    """Requests for inference, by the status code of their answers, and how long they took."""
+    """Requests for inference, by the status code of their answers, and how long those took that were served."""
 
     answers: Counter[int] = field(default_factory=Counter)
     seconds: Histogram = field(
-        default_factory=lambda: Histogram("pimcal_infer_seconds", "From a request for inference to its answer.")
+        default_factory=lambda: Histogram("pimcal_infer_seconds", "From a request that was served to its answer.")
     )
 
     def answered(self, code: int, seconds: float) -> None:
         self.answers[code] += 1
-        self.seconds.observe(seconds)
+        if code == SERVED:
+            self.seconds.observe(seconds)
 
 
 class Measured:
@@ -125,9 +129,10 @@ def _probes(store: Store, key: Key) -> list[Line]:
 
 def _recalibrations(store: Store, key: Key) -> Line:
     query = "SELECT outcome, COUNT(*) FROM runs WHERE kind = ? AND device = ? AND model_hash = ? GROUP BY outcome"
-    rows = store.database.rows(query, RUN_KIND, *key)
+    counts = dict(store.database.rows(query, RUN_KIND, *key))
     about = "Recalibrations in the store's history, by outcome."
-    return "pimcal_recalibrations_total", "counter", about, [({"outcome": outcome}, n) for outcome, n in rows]
+    values: list[tuple[Labels, float]] = [({"outcome": each}, counts.get(each, 0)) for each in RECALIBRATED]
+    return "pimcal_recalibrations_total", "counter", about, values
 
 
 def _of_telemetry(telemetry: dict[str, float]) -> list[Line]:

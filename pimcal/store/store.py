@@ -206,7 +206,7 @@ class Store:
         with self.database.transaction() as connection:
             active, before = self.active(key), self.previous(key)
             if active is None or before is None:
-                raise UsageError(f"there is nothing to go back to for {key} in store {self.folder}; calibrate again")
+                raise DataError(f"there is nothing to go back to for {key} in store {self.folder}; calibrate again")
             self._switch(connection, active, before, reason)
             self._tell(connection, "rolled_back", before, reason, {"from": active.id})
         return self.generation(before.id)

@@ -13,35 +13,44 @@ from pimcal_report.plots import empty_figure, legend_below, percent_axis, plain,
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DAY_S = 86_400.0
 _COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
+_MARKERS = "osD^vXP"
+_MARKS = 8  # on a line, about
+_NICE = (1, 2, 5, 10)  # what distances between ticks begin with
 
 Lines = Mapping[str, Mapping[float, Sequence[float]]]
 
 
 def write_plan_plot(table: dict[str, Any], out: Path) -> None:
-    """Write `plan.png` to the folder `out`: above the metric, below the products taken so far, against time.
+    """Write `plan.png` to the folder `out`; `table` and errors as `plan_figure`.
+
+    Raises StorageError where the file cannot be written.
+    """
+    write_atomically(out / "plan.png", png(plan_figure(table)))
+
+
+def plan_figure(table: Mapping[str, Any]) -> Figure:
+    """Above the metric, below the products taken so far, against time.
 
     `table`: `rows` of `{time_s, policy, seed, value, mvms}`, `clean`, and the `metric`'s name.
-    Raises MissingExtraError without matplotlib, StorageError where the file cannot be written.
+    Raises MissingExtraError without matplotlib.
     """
-    rows, metric = table["rows"], table["metric"]
+    rows, metric, clean = table["rows"], table["metric"], table["clean"]
     figure = empty_figure(8.5, 6.6)
     upper, lower = figure.subplots(2, 1, sharex=True)
     scale = percent_axis(upper, metric)
-    upper.axhline(
-        table["clean"] * scale, color="#555555", linestyle=(0, (4, 3)), linewidth=1.2, label="digital hardware"
-    )
+    upper.axhline(clean * scale, color="#555555", linestyle=(0, (4, 3)), linewidth=1.2, label="digital hardware")
     _draw(upper, plan_lines(rows, "value", scale))
     if scale != 1.0:  # a fraction: room for the differences between policies
-        upper.set_ylim(bottom=10 * math.floor(scale / 10 * min(row["value"] for row in rows)))
+        _share_axis(upper, scale * min(clean, *(row["value"] for row in rows)))
     _draw(lower, plan_lines(rows, "mvms", 1.0))
-    lower.set_yscale("symlog", linthresh=_least(rows))
-    lower.set(ylim=(0, None), ylabel="device time in MVMs", xlabel="time in days")
+    _products_axis(lower, [row["mvms"] for row in rows])
+    lower.set(ylabel="device time in MVMs", xlabel="time in days")
     legend_below(figure, upper, columns=5)
-    write_atomically(out / "plan.png", png(figure))
+    return figure
 
 
 def plan_lines(rows: Sequence[Mapping[str, Any]], key: str, scale: float) -> dict[str, dict[float, list[float]]]:
@@ -53,16 +62,38 @@ def plan_lines(rows: Sequence[Mapping[str, Any]], key: str, scale: float) -> dic
 
 
 def _draw(axis: Axes, lines: Lines) -> None:
-    """Means over seeds as lines, minimum to maximum as a band."""
+    """Means over seeds as lines, minimum to maximum as a band. The thick ones lie below: equal ones stay visible."""
     plain(axis)
     for i, (policy, points) in enumerate(lines.items()):
-        color = _COLORS[i % len(_COLORS)]
+        color, behind = _COLORS[i % len(_COLORS)], 1 - i / len(lines)
         days, values = list(points), list(points.values())
-        style = _LINES[i % len(_LINES)]
-        axis.plot(days, [fmean(each) for each in values], color=color, linestyle=style, linewidth=1.8, label=policy)
+        axis.plot(
+            days, [fmean(each) for each in values], color=color, linewidth=1.2 + 2.6 * behind, label=policy,
+            marker=_MARKERS[i % len(_MARKERS)], markersize=3.5 + 8 * behind, markevery=max(1, len(days) // _MARKS),
+            markerfacecolor="white", markeredgewidth=1.4, zorder=2 + i / len(lines), clip_on=False,
+        )  # fmt: skip
         axis.fill_between(days, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2, linewidth=0)
 
 
-def _least(rows: Sequence[Mapping[str, Any]]) -> float:
-    """The smallest device time above zero, from which on the axis is logarithmic."""
-    return float(min((row["mvms"] for row in rows if row["mvms"]), default=1))
+def _share_axis(axis: Axes, lowest: float) -> None:
+    """From below `lowest` to a little above 100 %."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(5, steps=_NICE, min_n_ticks=3).tick_values(min(lowest, 99.0), 100.0)
+    axis.set_yticks([tick for tick in ticks if tick <= 100.0])
+    axis.set_ylim(ticks[0], 100.0 + 0.05 * (100.0 - ticks[0]))
+
+
+def _products_axis(axis: Axes, mvms: Sequence[float]) -> None:
+    """From zero; logarithmic above that where some are ten times others."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    most = max(10.0, *mvms)
+    least = 10.0 ** math.floor(math.log10(min((each for each in mvms if each), default=most)))
+    if most < 10 * least:
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=_NICE, min_n_ticks=3, integer=True))
+    else:
+        axis.set_yscale("symlog", linthresh=least)
+        axis.set_yticks([0.0, *(least * 10.0**i for i in range(math.floor(math.log10(most / least)) + 1))])
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_ylim(0, 1.1 * most)

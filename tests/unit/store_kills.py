@@ -13,7 +13,9 @@ import sqlite3
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +43,20 @@ def kill_rounds(folder: Path, rounds: int, seed: int) -> dict[str, Any]:
         store = folder / ("goes on" if kind == "goes on" else f"{number}")
         if kind == "old":
             old_store(store)
-        acknowledged = _killed(store, draw.random() ** 2 * LONGEST_S, number)
+        after_s = draw.random() ** 2 * LONGEST_S
+        acknowledged = told_until_killed(after_s, partial(_work, store, random.Random(number)))
         found += Counter({kind: 1, "acknowledged": len(acknowledged)})
         _check(store, acknowledged, found)
     return {"rounds": rounds, "seed": seed, **found}
 
 
-def _killed(store: Path, after_s: float, seed: int) -> list[str]:
-    """What a process told that it had done in a store when it was killed."""
+def told_until_killed(after_s: float, work: Callable[[int], None]) -> list[str]:
+    """The lines that `work(descriptor)` wrote, in a process of its own, until that was killed."""
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
         with suppress(BaseException):  # whatever it is, it must not come back into the parent's code
-            _work(store, writing, random.Random(seed))
+            work(writing)
         os._exit(1)
     os.close(writing)
     time.sleep(after_s)
@@ -63,7 +66,7 @@ def _killed(store: Path, after_s: float, seed: int) -> list[str]:
         return told.read().splitlines()
 
 
-def _work(folder: Path, told: int, draw: random.Random) -> None:
+def _work(folder: Path, draw: random.Random, told: int) -> None:
     with Store.create(folder) as store:
         while True:
             with suppress(UsageError):
