@@ -88,7 +88,7 @@ class Keeper:
         """Work by this profile from now on, which describes the same hardware."""
         self._adopt(subject)
         self.upkeep.use(subject.profile.recalibration)
-        self.engine.calibration, self.engine.held_out = self._images.calibration, self._judges()
+        self.engine.use(self._images.calibration, self._judges())
 
     def _adopt(self, subject: Subject) -> None:
         self.subject = subject

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pimcal.calibration.gate import Verdict, gate, measure
+from pimcal.calibration.gate import Verdict
 from pimcal.calibration.interlude import Pause
 from pimcal.deployment import Deployment
 from pimcal.device import Cost
-from pimcal.errors import DeviceBusyError, DeviceUnavailableError, PimcalError, StorageError
 from pimcal.events import DeviceProbed, Event, RecalibrationAlert, RecalibrationFinished
 from pimcal.metrics import Metric
 from pimcal.recalibration.golden import Answer, Spot, ask
-from pimcal.recalibration.held import forget_old_records, kept_on_error
 from pimcal.recalibration.journal import Journal as Journal
 from pimcal.recalibration.journal import MemoryJournal as MemoryJournal
+from pimcal.recalibration.judge import Judge
 from pimcal.recalibration.learned import Learned
 from pimcal.recalibration.outcome import Attempt as Attempt
-from pimcal.recalibration.outcome import AttemptOutcome, Outcome
+from pimcal.recalibration.outcome import Outcome
 from pimcal.recalibration.outcome import Run as Run
 from pimcal.recalibration.outcome import Spent as Spent
 from pimcal.recalibration.probe import (
@@ -40,11 +38,7 @@ from pimcal.recalibration.worth import Worth
 from pimcal.record import Record
 from pimcal.registry import emit
 
-logger = logging.getLogger(__name__)
-
 Clock = Callable[[], float]
-
-_NEVER_TRIED_FURTHER = (DeviceUnavailableError, DeviceBusyError, StorageError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ class Engine:
         `cost()`: what the device has cost, where not all of that is this engine's. `pause()` is called in the middle of
         calibrations, where others may use the network.
         """
-        self.net, self.calibration, self.held_out, self.metric = net, calibration, held_out, metric
+        self.net, self.calibration, self.metric = net, calibration, metric
         self.journal, self.clock = journal, clock
         self.settings = settings or EngineSettings()
         self.remedies = tuple(remedies)
@@ -98,7 +92,8 @@ class Engine:
         self.accepted, self.accepted_under = known.accepted, known.under
         self.sensitivity = known.sensitivity or self.settings.probe  # less where a change was found to cost nothing
         self.worth = self._worth(known, active)
-        self._cost, self._pause = cost or (lambda: net.device.cost), pause
+        self._judge = Judge(net, held_out, metric, journal, self.worth, cost or (lambda: net.device.cost))
+        self._pause = pause
         self._dead: frozenset[Spot] = frozenset()  # somebody was told of them, and they were remedied if possible
         self._told_of_shortfall = False
         if active is not None and net.active != active.id and not misfits(net, active):
@@ -116,6 +111,14 @@ class Engine:
     def learned(self) -> Learned:
         """To be given to the next process, with `active`."""
         return Learned(self.accepted, self.accepted_under, self.worth.level, self.worth.best, self.sensitivity)
+
+    @property
+    def held_out(self) -> Sequence[Any]:
+        return self._judge.held_out
+
+    def use(self, calibration: Sequence[Any], held_out: Sequence[Any]) -> None:
+        """Work with other images from now on."""
+        self.calibration, self._judge.held_out = calibration, held_out
 
     @property
     def dead_tiles(self) -> frozenset[Spot]:
@@ -163,9 +166,9 @@ class Engine:
     def adopt(self) -> Run:
         """Somebody chose what is in force: take the tiles' answers as they are, and tell what that is worth."""
         spent, state = Spent(), self.check_state()
-        self.worth.value = self._value(spent)
+        self.worth.value = self._judge.value(spent)
         self._accept(spent, None)
-        told = self._told_value(self.worth.value)
+        told = self._judge.told(self.worth.value)
         return self._end("fine", f"took what was chosen, and the tiles' answers, as they are: {told}", state, spent)
 
     def look(self) -> Probe | None:
@@ -182,8 +185,8 @@ class Engine:
 
     def _by_worth(self, why: str, state: State, spent: Spent, probes: tuple[Probe, ...] = ()) -> Run:
         """A look at the tiles cannot tell whether the record in force is right: measure what it is worth now."""
-        value = self._value(spent)
-        told = f"{why}: {self._told_value(value)}"
+        value = self._judge.value(spent)
+        told = f"{why}: {self._judge.told(value)}"
         if self.worth.level is not None:
             told += f", it was {self.worth.level:.4f}"
         if not self.worth.is_good(value):
@@ -195,24 +198,6 @@ class Engine:
             self._accept(spent, None)
             told += "; their answers of now are the right ones"
         return self._end("fine", told, state, spent, probes)
-
-    def _value(self, spent: Spent) -> float | None:
-        """The same; None where it cannot be measured."""
-        try:
-            return self._measured(spent)
-        except _NEVER_TRIED_FURTHER:
-            raise
-        except PimcalError as error:
-            logger.warning("what is in force cannot be measured: %s", error)
-            return None
-
-    def _measured(self, spent: Spent) -> float:
-        """The metric of what is in force."""
-        before = self._cost().copy()
-        try:
-            return measure(self.net, self.held_out, self.metric).value
-        finally:
-            spent.gate_mvms += self._cost().since(before).mvms
 
     # looking
 
@@ -270,8 +255,10 @@ class Engine:
         for remedy in remedies:
             if attempts and self.worth.is_good(value):
                 break  # no larger remedy is worth its time
-            attempt = self._attempt(remedy, situation, reason, spent, value)
-            value = self._value(spent) if attempt.before is None else attempt.before
+            attempt, verdict = self._judge.attempt(remedy, situation, reason, spent, value)
+            if verdict is not None and verdict.activated:
+                self._activated(verdict, remedy)
+            value = self._judge.value(spent) if attempt.before is None else attempt.before
             cost_nothing |= not attempts and self.worth.is_good(value)
             value = attempt.after if attempt.outcome == "activated" else value
             attempts.append(attempt)
@@ -307,64 +294,14 @@ class Engine:
         kinds = ("noise", "shape") if outcome == "activated" else KINDS
         self.sensitivity = self.sensitivity.tolerating(look, kinds, self.settings.probe)
 
-    def _attempt(
-        self, remedy: Remedy, situation: Situation, reason: str, spent: Spent, before: float | None
-    ) -> Attempt:
-        """Propose, judge, and put in force or not; what fails leaves everything as it was."""
-        try:
-            with kept_on_error(self.net):
-                return self._tried(remedy, situation, reason, spent, before)
-        except _NEVER_TRIED_FURTHER:
-            raise
-        except PimcalError as error:
-            return Attempt(remedy.name, "failed", str(error))
-
-    def _tried(self, remedy: Remedy, situation: Situation, reason: str, spent: Spent, known: float | None) -> Attempt:
-        before = self._cost().copy()
-        try:
-            record = remedy.propose(situation)
-        finally:
-            taken = self._cost().since(before)
-            spent.remedy_mvms += taken.mvms
-            spent.programmed_cells += taken.programmed_cells
-        if record is None:
-            return Attempt(remedy.name, "nothing to do", "what it corrects has not changed")
-        generation = self.journal.add_candidate(record, reason)
-        verdict = self._judge(record, generation, spent, self._measured(spent) if known is None else known)
-        if verdict.activated:
-            self.journal.activate(generation, verdict)
-            self._activated(verdict, remedy)
-        else:
-            self.journal.reject(generation, verdict.reason)
-        outcome: AttemptOutcome = "activated" if verdict.activated else "rejected"
-        return Attempt(remedy.name, outcome, verdict.reason, record.id, verdict.before, verdict.after)
-
-    def _judge(self, record: Record, generation: str, spent: Spent, known: float) -> Verdict:
-        """Where accuracy has collapsed, what is not better is no remedy: the device may come back as it was."""
-        most = -self.settings.good_enough if self.worth.is_alarming(known) else None
-        before = self._cost().copy()
-        try:
-            return gate(self.net, record, self.held_out, self.metric, max_drop=most, before=known)
-        except PimcalError as error:
-            self.journal.reject(generation, str(error))
-            raise
-        finally:
-            taken = self._cost().since(before)
-            spent.gate_mvms += taken.mvms
-            spent.programmed_cells += taken.programmed_cells
-
     def _activated(self, verdict: Verdict, remedy: Remedy) -> None:
         self.active = verdict.record
         if remedy is self.remedies[-1] or self.worth.level is None:
             self.worth.calibrated(verdict.after)
         else:
             self.worth.value = verdict.after
-        forget_old_records(self.net)
 
     # telling
-
-    def _told_value(self, value: float | None) -> str:
-        return f"{self.metric.name} cannot be measured" if value is None else f"{self.metric.name} {value:.4f}"
 
     def _tell_of_failure(self, reason: str, attempts: Sequence[Attempt]) -> None:
         told = "; ".join(f"{attempt.remedy} {attempt.outcome}" for attempt in attempts)
