@@ -160,7 +160,7 @@ def differences(first: Record, second: Record) -> dict[str, Any]:
     """What two records disagree on: provenance by field, and corrections by tensor (largest absolute difference)."""
     theirs = {"method": second.method, **asdict(second.made_with)}
     ours = {"method": first.method, **asdict(first.made_with)}
-    fields = {key: [value, theirs[key]] for key, value in ours.items() if value != theirs[key]}
+    fields = {key: [there, here] for key, there, here in differing_values(ours, theirs)}
     a, b = _flat(first.corrections), _flat(second.corrections)
     tensors: dict[str, float | str] = {}
     for name in sorted(a.keys() | b.keys()):

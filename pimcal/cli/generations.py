@@ -11,7 +11,7 @@ import typer
 from pimcal.cli import stores as s
 from pimcal.cli.durations import seconds
 from pimcal.cli.options import Json
-from pimcal.cli.output import print_json, print_table, shown
+from pimcal.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from pimcal.store import Generation
@@ -49,8 +49,7 @@ def _row(generation: Generation) -> tuple[object, ...]:
 def _metric(generation: Generation) -> str:
     if generation.metric is None or generation.metric_before is None or generation.metric_after is None:
         return ""
-    before, after = (shown(generation.metric, v) for v in (generation.metric_before, generation.metric_after))
-    return f"{generation.metric} {before} -> {after}"
+    return f"{generation.metric} {generation.metric_before:.4f} -> {generation.metric_after:.4f}"  # as reasons have it
 
 
 def activate(

@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 
-
 _WIDE = 10_000  # columns: where output is piped, lines stay whole
 
 

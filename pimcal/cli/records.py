@@ -53,10 +53,14 @@ def diff(first: s.RecordName, second: s.RecordName, store: s.OptionalStore = Non
     if as_json:
         print_json(found)
         return
-    print_table(("field", first, second), [(key, *values) for key, values in found["fields"].items()])
-    typer.echo("")
     changed = [(key, value) for key, value in found["tensors"].items() if value != 0.0]
-    print_table(("tensor", "largest difference"), changed)
+    if not found["fields"]:
+        typer.echo("all fields are equal")
+    else:
+        print_table(("field", first, second), [(key, *values) for key, values in found["fields"].items()])
+    if changed:
+        typer.echo("")
+        print_table(("tensor", "largest difference"), changed)
     typer.echo(f"{len(found['tensors']) - len(changed)} of {len(found['tensors'])} tensors are equal")
 
 

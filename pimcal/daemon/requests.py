@@ -9,7 +9,7 @@ from pimcal.errors import UsageError
 FIELDS: Mapping[str, Mapping[str, type]] = {
     "status": {}, "run-now": {"calibrate": bool}, "pause": {}, "resume": {}, "release": {"for": str}, "stop": {},
 }  # fmt: skip
-_TOLD = {bool: "true or false", str: "a text, such as \"30m\""}
+_TOLD = {bool: "true or false", str: 'a text, such as "30m"'}
 
 
 def check_request(asked: object, fields: Mapping[str, object]) -> None:

@@ -129,7 +129,7 @@ def _probes(store: Store, key: Key) -> list[Line]:
 
 def _recalibrations(store: Store, key: Key) -> Line:
     query = "SELECT outcome, COUNT(*) FROM runs WHERE kind = ? AND device = ? AND model_hash = ? GROUP BY outcome"
-    counts = dict(store.database.rows(query, RUN_KIND, *key))
+    counts = {row[0]: row[1] for row in store.database.rows(query, RUN_KIND, *key)}
     about = "Recalibrations in the store's history, by outcome."
     values: list[tuple[Labels, float]] = [({"outcome": each}, counts.get(each, 0)) for each in RECALIBRATED]
     return "pimcal_recalibrations_total", "counter", about, values

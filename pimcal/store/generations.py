@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pimcal.errors import UsageError
@@ -109,10 +110,10 @@ def change(connection: sqlite3.Connection, generation_id: str, **values: object)
     connection.execute(f"UPDATE generations SET {columns} WHERE id = ?", (*values.values(), generation_id))
 
 
-def only(prefix: str, found: list[Generation]) -> Generation:
+def only(prefix: str, found: list[Generation], folder: Path) -> Generation:
     """The one generation that a prefix of its id means. Raises UsageError where it means none, or several."""
     if not (found and prefix):
-        raise UsageError(f"no generation's id starts with {prefix!r}; `pimcal records list` shows all")
+        raise UsageError(f"no generation's id starts with {prefix!r}; `pimcal records list --store {folder}` shows all")
     exact = [generation for generation in found if generation.id == prefix]
     if len(found) > 1 and not exact:
         several = ", ".join(f"{generation.id} ({generation.state})" for generation in found)

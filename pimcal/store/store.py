@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pimcal.errors import StorageError, UsageError
+from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.record import Record
 from pimcal.store import tensors
 from pimcal.store.clock import Clock
@@ -104,7 +104,8 @@ class Store:
         """The generation with this id."""
         query = f"SELECT {COLUMNS} FROM generations WHERE substr(id, 1, ?) = ? ORDER BY seq"
         prefix = generation_id.lower()
-        return only(prefix, [Generation.of(row) for row in self.database.rows(query, len(prefix), prefix)])
+        found = [Generation.of(row) for row in self.database.rows(query, len(prefix), prefix)]
+        return only(prefix, found, self.folder)
 
     def active(self, key: Key) -> Generation | None:
         """The active generation of a device and model."""
@@ -201,7 +202,7 @@ class Store:
     def rollback(self, key: Key, reason: str) -> Generation:
         """Go back to the generation that was active before the present one; returns it.
 
-        Called again it goes back further. What gc removed is passed over.
+        Called again it goes back further. What gc removed is passed over. Raises DataError where there is none.
         """
         with self.database.transaction() as connection:
             active, before = self.active(key), self.previous(key)

@@ -2,6 +2,9 @@
 
 import pytest
 
+from pimcal.daemon.journal import StoreJournal
+from pimcal.device import Cost
+from pimcal.recalibration.decide import Decision
 from pimcal.store import Key, Store
 
 
@@ -42,3 +45,11 @@ def test_why_names_the_device_where_there_are_several(told, tmp_path, pimcal_run
     with Store.create(tmp_path / "one") as store:
         store.journal.add_event("decision", "because", key=Key("board-0", "0" * 64))
     assert pimcal_run("why", "--store", tmp_path / "one").out.splitlines()[0].split() == ["time", "what", "reason"]
+
+
+def test_a_decision_names_its_kind_once_and_then_its_reasons(tmp_path, pimcal_run):
+    with Store.create(tmp_path / "told") as store:
+        journal = StoreJournal(store, Key("board-0", "0" * 64), Cost)
+        journal.decided(Decision("nothing", ("it is cold", "the next look is due at 13:00 UTC"), 60.0))
+    (row,) = pimcal_run("why", "--store", tmp_path / "told").out.splitlines()[1:]
+    assert row.endswith("decision  nothing: it is cold; the next look is due at 13:00 UTC")

@@ -12,6 +12,7 @@ from contextlib import closing
 
 import pytest
 
+import pimcal
 from pimcal.daemon.client import ask
 from pimcal.store import Key, Store
 
@@ -200,11 +201,15 @@ def test_commands_of_the_command_line_reach_it(daemon, pimcal_run):
     where = ("--store", daemon.store)
     absent = pimcal_run("daemon", "status", *where)
     assert absent.code == 69
-    assert "no daemon answers" in absent.err
+    assert f"no daemon answers at {daemon.socket}: there is no such socket (it may still be starting)" in absent.err
+    assert "Errno" not in absent.err
+    mistaken = pimcal_run("daemon", "release", "--for", "30x", *where)
+    assert mistaken.code == 2
+    assert "--for '30x': a duration is written with units" in mistaken.err
     daemon.started()
     daemon.until(lambda status: status["ready"])
     assert pimcal_run("daemon", "status", *where, "--json").json["device"] == "gaussian-mul-7"
-    assert "gaussian-mul-7" in pimcal_run("daemon", "status", *where).out
+    _check_table(pimcal_run("daemon", "status", *where).out, daemon.status)
     for command in (["pause"], ["resume"], ["release", "--for", "30m"], ["run-now"], ["run-now", "--calibrate"]):
         done = pimcal_run("daemon", *command, *where)
         assert (done.code, done.out) == (0, f"told the daemon: {command[0]}\n"), done
@@ -214,13 +219,30 @@ def test_commands_of_the_command_line_reach_it(daemon, pimcal_run):
     assert "give its --store" in pimcal_run("daemon", "status").err
     daemon.until(lambda status: status["counters"]["looks"] > 2)
     assert pimcal_run("daemon", "stop", *where).code == 0
-    assert daemon.wait().code == 0
+    done = daemon.wait()
+    assert done.code == 0
+    told = [line.split(" ", 2)[2] for line in done.err.splitlines()]
+    assert told[told.index("asked for: stop") + 1] == "stopping: asked for"
+    assert told.count("asked for: release") == 1
     shown = pimcal_run("why", *where, "--limit", "3", "--json").json["decisions"]
     assert len(shown) == 3
     every = pimcal_run("why", *where, "--limit", "1000", "--json").json["decisions"]
     assert shown == every[-3:]
     assert [one["at"] for one in every] == sorted(one["at"] for one in every)
     assert "asked for by run-now" in pimcal_run("why", *where).out
+
+
+def _check_table(text, status):
+    """What people get of a status."""
+    head, *lines = text.splitlines()
+    assert head.split() == ["field", "value"]
+    rows = {name: " ".join(told) for name, *told in map(str.split, lines)}
+    assert [*rows][:3] == ["state", "ready", "problems"]
+    assert rows["device"] == "gaussian-mul-7"
+    assert rows["model_hash"] == status["model_hash"][:12]
+    for told in rows["telemetry"].split(", "):
+        assert len(told.split(": ")[1].replace(".", "").lstrip("0")) <= 6 or "." not in told
+    assert all(line == line.rstrip() for line in [head, *lines])
 
 
 @pytest.mark.parametrize("command", [["release", "--for", "30m"], ["stop"]])
@@ -260,7 +282,16 @@ def test_a_second_signal_hurries(daemon, hosts, network):
 
 
 def test_sigint_is_told_apart(daemon):
-    assert daemon.started().stopped(signal.SIGINT).code == 130
+    done = daemon.started().stopped(signal.SIGINT)
+    assert done.code == 130
+    assert done.err.splitlines()[-1].endswith(" INFO stopped")
+
+
+def test_the_log_begins_with_what_was_started(daemon):
+    first, *others = daemon.started().stopped().err.splitlines()
+    assert f"INFO pimcal {pimcal.__version__}: profile {daemon.profile}, model " in first
+    assert first.endswith(f"store {daemon.store}, process {daemon.status['process']}")
+    assert others
 
 
 def test_after_kill_9_it_starts_again_with_what_was_in_force(daemon):

@@ -20,6 +20,7 @@ from pimcal.calibration.divergence import Divergence
 from pimcal.errors import MissingExtraError, StorageError
 from pimcal.events import RecordActivated, SweepFinished, TimelineFinished
 from pimcal.registry import Registry
+from pimcal_report.plan_plot import plan_figure
 from pimcal_report.plots import Panel, divergence_figure, lines_of, metric_figure, png
 from pimcal_report.sweep_plot import sweep_panels
 
@@ -166,6 +167,44 @@ def test_no_text_of_a_timeline_lies_on_another_or_outside() -> None:
     pairs = itertools.combinations(boxes.values(), 2)
     assert not any(here.overlaps(there) for here, there in pairs)
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
+def plan_table(lowest: float, **most: float) -> dict[str, Any]:
+    """Each policy's products grow to `most`; the accuracy falls from 1 to `lowest`."""
+    shares = [i / 10 for i in range(11)]
+    rows = [
+        {"policy": policy, "seed": 0, "time_s": 2 * DAY_S * share, "mvms": last * max(share, 0.3),
+         "value": 1 - (1 - lowest) * share}
+        for policy, last in most.items() for share in shares
+    ]  # fmt: skip
+    return {"metric": "accuracy", "clean": 0.99, "rows": rows}
+
+
+@settings(max_examples=25)
+@given(st.floats(0, 1), st.lists(st.one_of(st.just(0.0), st.floats(10, 1e9)), min_size=1, max_size=4))
+def test_each_axis_of_a_plan_has_three_labels_or_more_and_room_for_all_that_is_drawn(
+    lowest: float, most: list[float]
+) -> None:
+    figure = plan_figure(plan_table(lowest, **{f"every:{i}h": each for i, each in enumerate(most)}))
+    figure.draw_without_rendering()
+    upper, lower = figure.axes
+    for side in (upper.yaxis, lower.yaxis, lower.xaxis):
+        labels = [tick.label1.get_text() for tick in side.get_major_ticks() if is_drawn(tick, side)]
+        assert len(set(labels)) == len(labels) >= 3, labels
+    assert upper.get_ylim()[0] <= 100 * lowest
+    assert 100 < upper.get_ylim()[1] <= 105
+    assert lower.get_ylim()[0] == 0
+    assert lower.get_ylim()[1] > max(most)
+
+
+def test_policies_that_coincide_in_a_plan_differ_in_colour_marker_and_width() -> None:
+    policies = ("once", "every:1h", "every:1d", "probe", "profile")
+    upper = plan_figure(plan_table(0.9, **dict.fromkeys(policies, 1e5))).axes[0]
+    lines = {str(each.get_label()): each for each in upper.lines if each.get_label() in policies}
+    for look in ("get_color", "get_marker", "get_markersize", "get_linewidth"):
+        assert len({getattr(each, look)() for each in lines.values()}) == len(policies)
+    widths = [lines[policy].get_linewidth() for policy in policies]
+    assert widths == sorted(widths, reverse=True), "the one that is drawn last would hide those before"
 
 
 def test_no_text_lies_on_another() -> None:

@@ -159,17 +159,18 @@ def test_a_port_that_is_taken_ends_the_start(daemon):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "code", "told"),
     [
-        (["--http", "0.0.0.0:8787"], "can be reached from other machines, so --token-file FILE must be given"),
-        (["--http", "8787", "--token-file", "nowhere"], "cannot read the token in nowhere"),
-        (["--http", "nonsense"], "write PORT or HOST:PORT"),
-        (["--token-file", "nowhere"], "--token-file is for --http"),
+        (["--http", "0.0.0.0:8787"], 78, "can be reached from other machines, so --token-file FILE must be given"),
+        (["--http", "8787", "--token-file", "nowhere"], 78, "cannot read the token in nowhere"),
+        (["--http", "nonsense"], 2, "write PORT or HOST:PORT"),
+        (["--http", "127.0.0.1:99999"], 2, "write PORT or HOST:PORT"),
+        (["--token-file", "nowhere"], 2, "--token-file is for --http"),
     ],
 )
-def test_an_interface_that_cannot_be_is_a_wrong_configuration(daemon, options, told):
+def test_an_interface_that_cannot_be_is_refused_at_once(daemon, options, code, told):
     done = daemon.start(*options).wait()
-    assert done.code == 78, done.err
+    assert done.code == code, done.err
     assert told in done.err
     assert not daemon.store.exists()
 

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pimcal.errors import ConfigError, DataError, DeviceBusyError, DeviceUnavailableError
+from pimcal.errors import ConfigError, DataError, DeviceBusyError, DeviceUnavailableError, UsageError
 from pimcal.serving.access import refused
 from pimcal.serving.binding import Binding, listen, read_binding
 from pimcal.serving.exposition import Histogram, family
@@ -57,7 +57,7 @@ def test_an_address_that_others_reach_needs_a_token(address, token_file):
 
 @pytest.mark.parametrize("address", ["", "http", ":80", "localhost:", "127.0.0.1:65536", "80:localhost", "-1", "²"])
 def test_what_is_no_address_is_refused(address):
-    with pytest.raises(ConfigError, match="write PORT or HOST:PORT"):
+    with pytest.raises(UsageError, match="write PORT or HOST:PORT"):
         read_binding(address, None)
 
 
