@@ -11,19 +11,19 @@ import numpy as np
 from pimcal.errors import ConfigError
 from pimcal_aihwkit.analog_mvm import IoModel
 from pimcal_aihwkit.installation import import_aihwkit
-from pimcal_aihwkit.presets import limits_of, preset
-from pimcal_aihwkit.settings import (
-    AihwkitSettings,
+from pimcal_aihwkit.parts import (
     CustomNoise,
     Drift,
     Forward,
     HermesNoise,
     Mapping,
     NoNoise,
+    Parts,
     PcmNoise,
     ReramCmoNoise,
     ReramNoise,
 )
+from pimcal_aihwkit.presets import limits_of, preset
 
 if TYPE_CHECKING:
     from aihwkit.inference.noise.base import BaseNoiseModel
@@ -62,7 +62,7 @@ class Setup:
     cols: int | None
 
 
-def build(settings: AihwkitSettings) -> Setup:
+def build(settings: Parts) -> Setup:
     """Everything that `settings` say, the rest from their preset or aihwkit's defaults.
 
     Raises ConfigError for what the chosen kind of tile cannot compute, MissingExtraError without aihwkit.
@@ -93,13 +93,13 @@ def build(settings: AihwkitSettings) -> Setup:
     )
 
 
-def _compensates(settings: AihwkitSettings, rpu: InferenceRPUConfig) -> bool:
+def _compensates(settings: Parts, rpu: InferenceRPUConfig) -> bool:
     if settings.drift_compensation is not None:
         return settings.drift_compensation == "global"
     return rpu.drift_compensation is not None and settings.preset != "FloatingPointPreset"
 
 
-def _base(settings: AihwkitSettings) -> InferenceRPUConfig:
+def _base(settings: Parts) -> InferenceRPUConfig:
     from aihwkit.simulator.configs import InferenceRPUConfig, TorchInferenceRPUConfig
 
     if settings.preset is None:

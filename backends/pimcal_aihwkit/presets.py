@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pimcal.errors import ConfigError
 from pimcal.suggest import did_you_mean
 from pimcal_aihwkit.installation import import_aihwkit
-from pimcal_aihwkit.settings import PresetError
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import InferenceRPUConfig
+
+
+class PresetError(ConfigError):
+    """aihwkit has no such preset, or none that can be used here."""
 
 
 class TileLimits(NamedTuple):

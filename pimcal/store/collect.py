@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +14,8 @@ from pimcal.store.events import write_event
 from pimcal.store.generations import Key, change
 from pimcal.store.migration import STAGE
 from pimcal.store.reserve import keep_reserve, release_reserve
-from pimcal.store.tensors import SUFFIX, file_of
 from pimcal.store.thin import Thinned, thin_out
+from pimcal.store.unreferenced import referenced
 
 if TYPE_CHECKING:
     from pimcal.store.store import Store
@@ -88,29 +86,12 @@ def _older_than(connection: sqlite3.Connection, keep: int) -> list[tuple[str, Ke
 def _remove_unreferenced(database: Database) -> list[int]:
     """The sizes of the files that went. Nobody writes meanwhile, so no file is about to be named."""
     with database.transaction() as connection:
-        needed = _referenced(connection)
+        needed = referenced(connection)
         unnamed = [path for path in (database.folder / "tensors").iterdir() if path.name not in needed]
         sizes = [_remove(path) for path in unnamed]
         for stage in database.folder.glob(f"{STAGE}*"):
             shutil.rmtree(stage, ignore_errors=True)
     return sizes
-
-
-def drop_unreferenced(database: Database, hashes: Collection[str]) -> None:
-    """Take back files whose rows were not written, as far as that is possible now; gc finds them otherwise."""
-    if not hashes:
-        return
-    with suppress(StorageError), database.transaction() as connection:
-        needed = _referenced(connection)
-        for sha256 in hashes:
-            path = file_of(database.folder, sha256)
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
-
-
-def _referenced(connection: sqlite3.Connection) -> set[str]:
-    rows = connection.execute("SELECT DISTINCT sha256 FROM generations WHERE collected_at IS NULL")
-    return {f"{row['sha256']}{SUFFIX}" for row in rows}
 
 
 def _remove(path: Path) -> int:

@@ -12,7 +12,6 @@ from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.record import Record
 from pimcal.store import tensors
 from pimcal.store.clock import Clock
-from pimcal.store.collect import drop_unreferenced
 from pimcal.store.connection import database_file
 from pimcal.store.database import Database
 from pimcal.store.events import activations, write_event
@@ -20,6 +19,7 @@ from pimcal.store.generations import COLUMNS, Generation, Key, State, change, in
 from pimcal.store.journal import Journal
 from pimcal.store.migration import create, migrate
 from pimcal.store.reserve import keep_reserve
+from pimcal.store.unreferenced import drop_unreferenced
 
 WAIT_S = 10.0
 

@@ -11,7 +11,8 @@ import pytest
 
 import pimcal
 from pimcal.profile import ProfileError
-from pimcal_aihwkit.settings import AihwkitSettings, PcmNoise
+from pimcal_aihwkit.parts import PcmNoise
+from pimcal_aihwkit.settings import AihwkitSettings
 
 HEAD = "schema: pimcal/1\nbackend: aihwkit\n"
 needs_aihwkit = pytest.mark.skipif(find_spec("aihwkit") is None, reason="needs aihwkit: pip install 'pimcal[aihwkit]'")

@@ -100,7 +100,7 @@ def test_rollback_goes_back_step_by_step_until_nothing_came_before(store):
     assert store.previous(KEY).id == second.id
     assert store.rollback(KEY, "worse").id == second.id
     assert store.rollback(KEY, "worse still").id == first.id
-    with pytest.raises(UsageError, match="there is nothing to go back to for device board-1 with model abababababab"):
+    with pytest.raises(DataError, match="there is nothing to go back to for device board-1 with model abababababab"):
         store.rollback(KEY, "and back")
     assert store.active(KEY).id == first.id
     assert store.generation(third.id).state == "retired"
