@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=10, help="of each kind, for the probe")
     parser.add_argument("--checks", type=int, default=100, help="of each device, a tenth of it on aihwkit")
     parser.add_argument("--seeds", type=int, default=3, help="devices of each kind, for the policies")
-    parser.add_argument("--kinds", help="of drift, for the policies, with semicolons; left out: all")
+    parser.add_argument("--kinds", help="of drift, for probe and policies, with semicolons; left out: all")
     parser.add_argument("--kills", type=int, default=200, help="of processes that change a store")
     parser.add_argument("--daemon-kills", type=int, default=40, help="of whole daemons")
     parser.add_argument("--disk-kills", type=int, default=40, help="of processes on a disk that is full")
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # so small a network gains nothing from more
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "probe": lambda: measure_probes(options.devices, options.checks),
+        "probe": lambda: measure_probes(options.devices, options.checks, options.kinds),
         "policies": lambda: measure_policies(options.seeds, options.kinds),
         "memory": measure_memory,
         "kills": lambda: measure_kills(options.kills, options.daemon_kills, options.disk_kills, options.seed),

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recalibration_probe import Case, Subject, gaussian
+from recalibration_probe import Case, Subject, chosen, gaussian
 
 import pimcal
 from pimcal.plan import Images, Plan, Summary, plan, summaries
@@ -78,10 +78,9 @@ def shown(summary: Summary) -> dict[str, Any]:
 
 def measure_policies(seeds: int, kinds: str | None) -> dict[str, Any]:
     subject, result = Subject(), dict[str, Any](policies=[HOURLY, PROBING], days=30, seeds=seeds)
-    for name, case in drifting().items():
-        if kinds is None or name in kinds.split(";"):
-            result[name] = measure_policy(subject, case, f"never,{HOURLY},{PROBING}", range(seeds))
-            print(name, result[name], file=sys.stderr, flush=True)
+    for name, case in chosen(drifting(), kinds).items():
+        result[name] = measure_policy(subject, case, f"never,{HOURLY},{PROBING}", range(seeds))
+        print(name, result[name], file=sys.stderr, flush=True)
     rows = [row for row in result.values() if isinstance(row, dict)]
     for key in ("points_behind", "share_of_device_time"):
         result[f"largest_{key}"] = max(row[key] for row in rows)

@@ -139,10 +139,15 @@ def measure_probe(subject: Subject, case: Case, seeds: range, count: int) -> dic
     }
 
 
-def measure_probes(devices: int, count: int) -> dict[str, Any]:
+def chosen(found: dict[str, Case], kinds: str | None) -> dict[str, Case]:
+    """Those of the names that `kinds` joins by semicolons; all without it."""
+    return {name: case for name, case in found.items() if kinds is None or name in kinds.split(";")}
+
+
+def measure_probes(devices: int, count: int, kinds: str | None) -> dict[str, Any]:
     subject, settings = Subject(), ProbeSettings()
     result: dict[str, Any] = {"draws": settings.draws, "false_alarms_allowed": settings.false_alarms}
-    for name, case in cases().items():
+    for name, case in chosen(cases(), kinds).items():
         slower = 10 if case.slow else 1
         result[name] = measure_probe(subject, case, range(devices), max(4, count // slower))
         print(name, result[name], file=sys.stderr)

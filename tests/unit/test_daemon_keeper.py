@@ -55,8 +55,8 @@ def subject(lab, tmp_path_factory):
     model = load_model(f"{lab.network}:net", lab.folder / "weights.safetensors")
     folder = tmp_path_factory.mktemp("profiles")
 
-    def make(recalibration, rate_per_s=4e-6, images=images_for, **sections):
-        drift = {"kind": "linear", "rate_per_s": rate_per_s}
+    def make(recalibration, rate_per_s=4e-6, drift=None, images=images_for, **sections):
+        drift = drift or {"kind": "linear", "rate_per_s": rate_per_s}
         device = {"noise": "mul", "eta0": 0.2, "drift": drift, "seed": 3}
         path = folder / "profile.yaml"
         content = {"schema": "pimcal/1", "backend": "gaussian", "device": device, "recalibration": recalibration}
@@ -93,6 +93,9 @@ class Room:
             kinds.append(keeper.decision.kind)
             self.time.goes_on(min(max(wait_s, 0.0), end_s - self.time.monotonic_s))
         return kinds
+
+    def reasons(self):
+        return [event.reason for event in self.store.journal.history()]
 
     def active(self):
         (found,) = self.store.generations(states=["active"])
@@ -170,6 +173,25 @@ def test_a_trigger_that_always_fires_is_not_followed_all_the_time(room, subject)
         kinds = room.goes_on(keeper, 6 * HOUR_S)
         assert 2 <= kinds.count("calibrate") <= 8
         assert keeper.notes.activations == 1
+
+
+@pytest.mark.parametrize("days", [-40, 400, -0.04, 0.04])
+def test_a_wall_clock_that_jumps_changes_nothing(room, subject, days):
+    with room.keeper(subject(PROBING)) as keeper:
+        room.goes_on(keeper, 7 * HOUR_S)
+        room.time.wall_s += days * DAY_S
+        kinds = room.goes_on(keeper, DAY_S)
+        assert kinds.count("probe") == 4
+        assert not keeper.notes.problems
+
+
+def test_a_temperature_that_changes_has_it_looked_at(room, subject):
+    warming = {"kind": "temperature", "amplitude_c": 10.0, "period_s": DAY_S, "eta0_per_c": 0.05}
+    plan = {"when": [{"temperature_change_c": 4}]}
+    with room.keeper(subject(plan, drift=warming)) as keeper:
+        kinds = room.goes_on(keeper, DAY_S / 4)
+        assert 3 <= kinds.count("calibrate") <= 4  # at the start, and by 10 degrees since
+        assert any("temperature" in line for line in room.reasons())
 
 
 # --- restarts
