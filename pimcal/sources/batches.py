@@ -63,7 +63,10 @@ class Batches:
         if images < 1:
             raise UsageError(f"the first part of a set of images needs at least 1 image, not {images}")
         if images >= self.images:
-            raise DataError(f"{self.images} images are too few to set {images} apart; give at least {images + 1}")
+            raise DataError(
+                f"{self.images} images are too few to set {images} apart and have some left to judge by; "
+                f"give at least {images + 1}"
+            )
         return self._part(0, images), self._part(images, self.images)
 
     def resized(self, batch_size: int) -> Iterator[Batch]:

@@ -275,7 +275,7 @@ def test_no_images_at_all_are_refused(lab, pimcal_run):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--images", "400"), "400 images are too few to set 400 apart; give at least 401"),
+        (("--images", "400"), "images are too few to set 400 apart and have some left to judge by; give at least 401"),
         (("--images", "1"), "calibration needs at least 2 images to measure a spread, got 1"),
         (("--images", "401", "--calibration-data", "DATA"), "it holds 400 images, 401 were asked for"),
     ],

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 import pimcal
@@ -464,6 +465,16 @@ def test_a_broken_schedule_is_told_with_line_and_column(daemon):
 )
 def test_a_wrong_model_profile_or_data_set_is_a_wrong_configuration(daemon, hosts, change, told):
     done = hosts.run("daemon", *daemon.options(), *change)
+    assert done.code == 78, done.err
+    assert told in done.err
+    assert not daemon.store.exists()
+
+
+@pytest.mark.parametrize(("images", "told"), [(0, "few.npz: 'images' is empty"), (1, "too few"), (64, "too few")])
+def test_a_data_set_without_images_to_judge_by_is_a_wrong_configuration(daemon, hosts, lab, tmp_path, images, told):
+    whole, few = np.load(lab.data.removeprefix("npz:")), tmp_path / "few.npz"
+    np.savez(few, **{name: whole[name][:images] for name in whole})
+    done = hosts.run("daemon", *daemon.options(), "--data", f"npz:{few}")
     assert done.code == 78, done.err
     assert told in done.err
     assert not daemon.store.exists()
