@@ -78,7 +78,7 @@ class Keeper:
         self._memory = memory_file(store.folder, self.key)
         self._adopt(subject)
         self._take_up(self._find_active(fallback))
-        self._chosen = False  # somebody has activated what is in force, and it was not looked at yet
+        self._chosen = self.engine.accepted is None and self._was_rolled_back()  # by somebody, and not looked at yet
         self._safely(lambda: store.reject_leftovers(self.key, "whoever made it was killed before it was judged"))
         self._doubtful = self.active is not None  # the device was opened: nobody saw what happened to it before
 
@@ -131,6 +131,14 @@ class Keeper:
             self.engine, self.subject.profile.recalibration, self.now, self._triggers, self._generator,
             history=past.history, last_look=past.last_look,
         )  # fmt: skip
+
+    def _was_rolled_back(self) -> bool:
+        """Whether what is in force is what somebody went back to, while no daemon ran."""
+        try:
+            newest = self.store.journal.history(self.key, kinds=("activated", "rolled_back"), limit=1)
+        except StorageError:
+            return False
+        return bool(newest) and newest[0].kind == "rolled_back"
 
     def _past(self, active: tuple[Generation, Record] | None) -> Past:
         programmed, now = programming(self.net.device.telemetry()), self.now()

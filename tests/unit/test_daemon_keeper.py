@@ -393,6 +393,19 @@ def test_a_generation_that_somebody_goes_back_to_is_not_replaced_at_once(room, s
         assert any(event.details["kind"] == "accuracy" for event in alerts)
 
 
+def test_a_generation_that_somebody_went_back_to_while_nobody_ran_is_not_replaced_at_once(room, subject):
+    with room.keeper(subject(PROBING)) as keeper:
+        room.goes_on(keeper, 4 * DAY_S)
+        latest = room.active().id
+    first = keeper.store.generations(keeper.key)[0].id
+    while room.active().id != first:
+        room.store.rollback(keeper.key, "worse in the field")
+    with room.keeper(subject(PROBING)) as again:
+        room.goes_on(again, HOUR_S)
+        assert room.active().id == first != latest
+        assert again.notes.activations == 0
+
+
 def test_a_device_that_was_opened_within_the_cooldown_is_looked_at_after_it(room, subject):
     plan = {"when": [{"temperature_change_c": 5}], "cooldown": "1h"}
     with room.keeper(subject(plan, rate_per_s=1e-4)) as keeper:
