@@ -49,7 +49,7 @@ class Decision:
     overdue: bool = False
 
     def lines(self) -> tuple[str, ...]:
-        """The reasons as `pimcal why` prints them, each after the kind."""
+        """The reasons, each after the kind."""
         return tuple(f"{self.kind}: {reason}" for reason in self.reasons)
 
 
