@@ -26,7 +26,7 @@ from pimcal.events import DeviceProbed
 from pimcal.recalibration.clock import Moment
 from pimcal.recalibration.decide import WATCH_S, Decision
 from pimcal.recalibration.engine import Engine, EngineSettings, Run
-from pimcal.recalibration.limits import holds
+from pimcal.recalibration.limits import holds, quiet
 from pimcal.recalibration.triggers import Trigger
 from pimcal.recalibration.upkeep import Upkeep, programming
 from pimcal.record import Record
@@ -77,8 +77,10 @@ class Keeper:
         self._advanced_to_s = now().monotonic_s
         self._memory = memory_file(store.folder, self.key)
         self._adopt(subject)
-        self._take_up(self._find_active(fallback))
-        self._chosen = self.engine.accepted is None and self._was_rolled_back()  # by somebody, and not looked at yet
+        found = self._find_active(fallback)
+        self._take_up(found)
+        self._followed = found.generation.id if found else self._active_id() if anew else None
+        self._chosen = self.active is not None and self.engine.accepted is None and self._was_chosen()
         self._safely(lambda: store.reject_leftovers(self.key, "whoever made it was killed before it was judged"))
         self._doubtful = self.active is not None  # the device was opened: nobody saw what happened to it before
 
@@ -120,25 +122,26 @@ class Keeper:
 
     def _take_up(self, active: Active | None) -> None:
         """Begin anew with what the store says is in force."""
+        past = self._past((active.generation, active.record) if active else None)
         self.active = active
         record = active.record if active else None
         if self.net.active and (record is None or self.net.active != record.id):
             self.net.set_extra_state({"device": {}, "active": []})
         self.engine = self._engine_for(record)
         self._kept = self.engine.learned  # what a restart finds
-        past = self._past((active.generation, active.record) if active else None)
         self.upkeep = Upkeep(
             self.engine, self.subject.profile.recalibration, self.now, self._triggers, self._generator,
             history=past.history, last_look=past.last_look,
         )  # fmt: skip
 
-    def _was_rolled_back(self) -> bool:
-        """Whether what is in force is what somebody went back to, while no daemon ran."""
+    def _was_chosen(self) -> bool:
+        """Whether somebody put another generation in force than the newest run did, while no daemon ran."""
         try:
             newest = self.store.journal.history(self.key, kinds=("activated", "rolled_back"), limit=1)
+            made = [run.generation for run in self.store.journal.runs(self.key, limit=None) if run.generation]
         except StorageError:
             return False
-        return bool(newest) and newest[0].kind == "rolled_back"
+        return bool(newest) and newest[0].generation not in made[-1:]
 
     def _past(self, active: tuple[Generation, Record] | None) -> Past:
         programmed, now = programming(self.net.device.telemetry()), self.now()
@@ -164,7 +167,8 @@ class Keeper:
         """Decide, and do it; after how many seconds of the clock to call it again."""
         self.follow_store()
         self._live()
-        self._take_choice()
+        if quiet(self.upkeep.settings, self.now()) is None:
+            self._take_choice()
         if self._doubtful and not self._is_held():
             self._asked("look", "run: the device was opened and programmed; a look tells whether the calibration fits")
             self._doubtful = False
@@ -198,15 +202,19 @@ class Keeper:
     def follow_store(self) -> None:
         """Somebody may have activated another generation: put it in force here."""
         try:
-            found = self.store.active(self.key)
-            present = self.active.generation.id if self.active else None
-            if (found and found.id) != present:
-                logger.info("the store has generation %s active now; it is put in force", found and found.id)
-                self._take_up(find_active(self.store, self.net, anew=self._anew))
-                self._chosen = self.active is not None
+            found = self._active_id()
+            if found != self._followed:
+                self._take_up(find_active(self.store, self.net, anew=False))
+                logger.info("the store has generation %s active now; it is in force", found)
+                self._chosen, self._followed = self.active is not None, found
             self.notes.solved("generation")
         except (StorageError, ConfigError) as error:
             self._problem("generation", f"{error}; what was in force stays in force")
+
+    def _active_id(self) -> str | None:
+        """By the store, whether it fits or not."""
+        found = self.store.active(self.key)
+        return found.id if found else None
 
     def _live(self) -> None:
         """A simulated device lives through the time that has passed."""
@@ -253,6 +261,7 @@ class Keeper:
         self._keep_answers()
 
     def _remember_active(self) -> None:
+        self._followed = self._active_id()
         self.active = find_active(self.store, self.net, anew=True)
 
     def _looked(self) -> None:

@@ -58,7 +58,6 @@ class Owner:
         """From opening the device until it is closed: stopped, released, reopened, or lost."""
         try:
             with self._access.opened() as keeper:
-                self._found()
                 self._keep(keeper)
         except Abandoned:
             logger.info("what ran on the device was given up; what was in force stays in force")
@@ -80,15 +79,18 @@ class Owner:
                 self._tell("working")
                 keeper.run_now(asked)
                 self._interrupted = None
+                self._found()
                 due_s = self._now_s
             elif self._wishes.paused:
                 keeper.follow_store()
+                self._found()
                 self._tell("paused")
                 self._wait(WATCH_S)
                 due_s = self._now_s
             elif self._now_s >= due_s:
                 self._tell("working")
                 due_s = self._now_s + keeper.step()
+                self._found()
             else:
                 self._tell("waiting", due_s)
                 self._wait(due_s - self._now_s)
@@ -130,8 +132,8 @@ class Owner:
             self._lost.again(error, self._now_s)
         self._tell("lost")
         self._wait(self._lost.retry_s)
-        if self._wishes.asked:  # somebody has done something about it
-            self._lost.tries = 0
+        if (asked := self._wishes.take_asked()) is not None:  # somebody has done something about it
+            self._interrupted, self._lost.tries = asked, 0
 
     def _found(self) -> None:
         if self._lost is not None:
@@ -163,6 +165,7 @@ class Owner:
             status.last_look, status.problems = access.notes.last_look, dict(access.notes.problems)
         if self._lost is not None:
             status.problems[self._lost.kind] = self._lost.reason
+            status.lost_since_s = now.wall_s + self._lost.since_s - now.monotonic_s
         if access.active is not None:
             status.generation, status.record = access.active.generation.id, access.active.record.id
         if access.keeper is not None:

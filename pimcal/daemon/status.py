@@ -51,6 +51,7 @@ class Status:
     released_until_s: float | None = None
     last_look: Look | None = None
     next_decision_s: float | None = None
+    lost_since_s: float | None = None
     decision: tuple[str, ...] = ()
     telemetry: dict[str, float] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
@@ -58,7 +59,7 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        return self.state in ("waiting", "working", "paused") and self.calibrated
+        return self.state in ("waiting", "working", "paused") and self.calibrated and self.lost_since_s is None
 
     def as_dict(self) -> dict[str, Any]:
         """All of it for JSON, times in ISO 8601."""
@@ -68,6 +69,7 @@ class Status:
             **found,
             "ready": self.ready,
             "released_until": told_time(self.released_until_s),
+            "lost_since": told_time(self.lost_since_s),
             "next_decision": told_time(self.next_decision_s),
             "last_look": last and {"at": told_time(last.at_s), "outcome": last.outcome, "reason": last.reason},
         }

@@ -82,11 +82,6 @@ class Wishes:
             if self.release_left_s == 0.0:
                 self._released_until_s = None
 
-    @property
-    def asked(self) -> bool:
-        """Whether something is to be run now."""
-        return self._asked is not None
-
     def take_asked(self) -> Asked | None:
         """What is to be run now; the next call gives None."""
         with self._changed:

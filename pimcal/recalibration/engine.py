@@ -258,7 +258,10 @@ class Engine:
             attempt, verdict = self._judge.attempt(remedy, situation, reason, spent, value)
             if verdict is not None and verdict.activated:
                 self._activated(verdict, remedy)
-            value = self._judge.value(spent) if attempt.before is None else attempt.before
+            if attempt.before is not None:
+                value = attempt.before
+            elif value is None:
+                value = self._judge.value(spent)
             cost_nothing |= not attempts and self.worth.is_good(value)
             value = attempt.after if attempt.outcome == "activated" else value
             attempts.append(attempt)
@@ -277,6 +280,9 @@ class Engine:
         if any(attempt.outcome == "activated" for attempt in attempts):
             return "activated"
         judged = any(attempt.outcome == "rejected" for attempt in attempts)
+        if not (judged or looked):  # nothing is known of what a calibration of today would be worth
+            self.worth.value = value
+            return "failed"
         if value is not None and judged and (state.misfits or not looked):
             # what is in force proved to be no worse than a calibration of today
             self.active = None if state.misfits else self.active

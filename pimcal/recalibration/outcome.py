@@ -45,9 +45,9 @@ class Run:
     """What a run checked, found and did, and why.
 
     `fine`: no drift. `activated`: a remedy is in force. `kept`: what is in force is as good as it was when calibrated,
-    in spite of drift, or no worse than a calibration of today. `failed`: drift, and no remedy helped: what was in force
-    is in force. `probes`: the look and, where that found drift, the longer one that confirms it. `tiles`: what each was
-    found to be.
+    in spite of drift, or was judged to be no worse than a calibration of today. `failed`: drift, and no remedy helped:
+    what was in force is in force. `probes`: the look and, where that found drift, the longer one that confirms it.
+    `tiles`: what each was found to be.
     """
 
     outcome: Outcome

@@ -88,7 +88,7 @@ class Pages:
 
     async def history(self, request: Request) -> Response:
         limit = request.query_params.get("limit", "50")
-        if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MOST_EVENTS):
+        if not (limit.isascii() and limit.isdecimal() and len(limit) < 9 and 1 <= int(limit) <= MOST_EVENTS):
             raise HTTPException(400, f"limit must be a whole number from 1 to {MOST_EVENTS}")
         return JSONResponse({"events": without_folders(await run_in_threadpool(self._events, int(limit)))})
 

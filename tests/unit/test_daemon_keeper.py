@@ -20,7 +20,7 @@ from pimcal.daemon.keeper import Keeper
 from pimcal.daemon.memory import Memory, memory_file
 from pimcal.daemon.subject import Subject, images_for
 from pimcal.daemon.watched import Abandoned, Watched
-from pimcal.errors import DeviceBusyError, DeviceUnavailableError
+from pimcal.errors import DeviceBusyError, DeviceUnavailableError, StorageError
 from pimcal.evaluation import evaluate
 from pimcal.metrics import resolve_metric
 from pimcal.recalibration.clock import Moment
@@ -404,6 +404,69 @@ def test_a_generation_that_somebody_went_back_to_while_nobody_ran_is_not_replace
         room.goes_on(again, HOUR_S)
         assert room.active().id == first != latest
         assert again.notes.activations == 0
+
+
+def test_what_somebody_activates_while_nobody_runs_is_not_replaced_at_once(room, subject):
+    with room.keeper(subject(PROBING)) as keeper:
+        room.goes_on(keeper, 4 * DAY_S)
+    first = room.store.generations(keeper.key)[0].id
+    room.store.activate(first, "by hand")
+    with room.keeper(subject(PROBING)) as again:
+        room.goes_on(again, HOUR_S)
+        assert room.active().id == first
+        assert again.notes.activations == 0
+
+
+def test_what_somebody_chose_waits_for_the_end_of_quiet_hours(room, subject):
+    quiet = {**PROBING, "quiet_hours": ["00:00-23:59"]}
+    with room.keeper(subject(quiet, gate={"max_drop": 1.0})) as keeper:
+        keeper.run_now("calibrate")
+        first = room.active().id
+        keeper.run_now("calibrate")
+        assert room.active().id != first
+        room.store.activate(first, "by hand")
+        before = keeper.net.device.cost.mvms
+        room.time.wall_s += HOUR_S - (room.time.wall_s % DAY_S)  # an hour after midnight
+        room.goes_on(keeper, HOUR_S)
+        assert keeper.active.generation.id == first
+        assert keeper.net.device.cost.mvms == before
+
+
+def test_an_active_generation_that_does_not_fit_is_begun_anew_once(room, subject):
+    with room.keeper(subject(PROBING, rate_per_s=0.0)) as keeper:
+        room.goes_on(keeper, HOUR_S)
+        unfit = room.active().id
+    other = subject({"every": "6h"}, rate_per_s=1e-9, gate={"max_drop": 1.0})
+    with room.keeper(other, anew=True) as again:
+        kinds = room.goes_on(again, HOUR_S)
+        assert kinds.count("calibrate") == 1
+        mine = room.active().id
+        assert mine != unfit
+        room.store.activate(unfit, "by mistake")
+        room.goes_on(again, HOUR_S)
+        assert again.net.active == again.active.record.id
+        assert "stays in force" in again.notes.problems["generation"]
+        assert again.active.generation.id == mine
+
+
+def test_a_store_that_cannot_be_read_for_a_moment_leaves_nothing_half_taken_up(room, subject, monkeypatch):
+    with room.keeper(subject(PROBING)) as keeper:
+        room.goes_on(keeper, DAY_S)
+        first = room.store.generations(keeper.key)[0].id
+        room.store.activate(first, "by hand")
+
+        def fails(*_, **__):
+            raise StorageError("locked")
+
+        with monkeypatch.context() as moment:
+            moment.setattr("pimcal.daemon.keeper.remembered", fails)
+            keeper.follow_store()
+        assert keeper.upkeep.engine is keeper.engine
+        assert "generation" in keeper.notes.problems
+        keeper.follow_store()
+        assert keeper.active.generation.id == first
+        assert keeper.upkeep.engine is keeper.engine
+        assert not keeper.notes.problems
 
 
 def test_a_device_that_was_opened_within_the_cooldown_is_looked_at_after_it(room, subject):

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import pimcal
+from pimcal.daemon import access
 from pimcal.daemon.clock import SystemClock
 from pimcal.daemon.subject import Subject, images_for
+from pimcal.daemon.watched import Watched
 from pimcal.daemon.worker import Job, Worker
 from pimcal.errors import DataError, DeviceUnavailableError
 from pimcal.metrics import resolve_metric
@@ -223,6 +225,37 @@ def test_what_was_in_force_is_so_again_where_the_store_cannot_be_read(started, t
     assert {"generation", "store"} <= set(again.problems)
     assert "no database" in again.problems["store"]
     assert started.worker.submit(lambda net: net.active).result(PATIENCE_S) == first.record
+
+
+def test_a_device_that_opens_and_fails_in_use_is_told_of_once(started, tmp_path, monkeypatch):
+    started.until(lambda status: status.ready and status.state == "waiting")
+
+    def fails(*_, **__):
+        raise DeviceUnavailableError("gone in use")
+
+    with monkeypatch.context() as broken:
+        for name in ("matmul", "effective_weights"):
+            broken.setattr(Watched, name, fails)
+        opened = count_openings(broken)
+        started.worker.run_now("look")
+        lost = started.until(lambda status: len(opened) >= 3)
+        assert not lost.ready
+        assert lost.lost_since_s is not None
+    back = started.until(lambda status: status.ready)
+    assert (back.counters.lost, back.problems) == (1, {})
+    assert alerts(tmp_path / "store") == ["device lost", "device back"]
+
+
+def count_openings(monkeypatch):
+    """A list that grows whenever a worker opens a device."""
+    opened, own = [], access.open_device
+
+    def counted(*arguments):
+        opened.append(1)
+        return own(*arguments)
+
+    monkeypatch.setattr(access, "open_device", counted)
+    return opened
 
 
 def test_what_is_wrong_stays_known_while_others_have_the_device(started, tmp_path):

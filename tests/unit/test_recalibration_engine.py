@@ -252,6 +252,17 @@ def test_a_remedy_that_fails_gives_way_to_the_next() -> None:
         assert "half done" not in names
 
 
+def test_a_first_calibration_that_raises_is_no_calibration() -> None:
+    def fails(situation: Situation) -> Record:
+        raise DataError("no images left")
+
+    net, _ = on_faulty()
+    engine, journal = engine_of(net, remedies=(Remedy("calibrate", fails),))
+    assert engine.run().outcome == "failed"
+    assert alerts_of(journal, "no remedy")
+    assert engine.accepted is None
+
+
 def test_a_run_tries_each_remedy_once_and_tells_where_none_helped() -> None:
     tried = []
 
