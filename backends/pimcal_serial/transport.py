@@ -137,8 +137,11 @@ class QueueTransport:
         _set_rate(self._port, baud)
 
     def close(self) -> None:
+        connection = getattr(self._port, "_socket", None)
         with suppress(OSError):
             self._port.close()
+        if connection is not None:
+            connection.close()  # pyserial does not where the other side has gone
 
 
 class DirectTransport:

@@ -156,6 +156,7 @@ class Cable:
         self._line = self._opened = self._plug_at_s = None
         self._waking, self._wake = os.pipe()
         self._actions = Queue()
+        self.heard = threading.Event()  # the board has said something
         self._thread = threading.Thread(target=self._run, name="cable")
 
     @property
@@ -272,7 +273,9 @@ class Cable:
         data = _read(reading)
         if data is None:
             self._disconnect()
-        elif self._place.fd is not None:
+            return
+        self.heard.set()
+        if self._place.fd is not None:
             self._to_host += data
 
     def _from_host(self, host):
@@ -330,6 +333,8 @@ class Peers:
         with self.running(kind, sources, **simulator) as peer:
             place = PtyPort(self._path("cable")) if kind.endswith("-pty") else TcpPort()
             with Cable(peer, place) as cable:
+                if isinstance(peer, _Emulated):  # on a busy machine it starts later than a host waits for a board
+                    assert cable.heard.wait(PATIENCE_S)
                 yield cable
 
     @contextmanager

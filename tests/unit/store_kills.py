@@ -12,16 +12,17 @@ import signal
 import sqlite3
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pimcal.errors import UsageError
+from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.store import Key, Store
 from pimcal.store.collect import collect_garbage
 
@@ -55,8 +56,10 @@ def told_until_killed(after_s: float, work: Callable[[int], None]) -> list[str]:
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
-        with suppress(BaseException):  # whatever it is, it must not come back into the parent's code
+        try:
             work(writing)
+        except BaseException:  # whatever it is, it must not come back into the parent's code
+            traceback.print_exc()
         os._exit(1)
     os.close(writing)
     time.sleep(after_s)
@@ -69,8 +72,13 @@ def told_until_killed(after_s: float, work: Callable[[int], None]) -> list[str]:
 def _work(folder: Path, draw: random.Random, told: int) -> None:
     with Store.create(folder) as store:
         while True:
-            with suppress(UsageError):
+            try:
                 os.write(told, f"{_change(store, draw)}\n".encode())
+            except (UsageError, DataError):
+                pass
+            except StorageError as error:
+                if "was removed by gc" not in str(error):
+                    raise
 
 
 def _change(store: Store, draw: random.Random) -> str:
