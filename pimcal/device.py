@@ -44,6 +44,10 @@ class Cost:
         """The difference to an earlier copy."""
         return Cost(**{key: value - getattr(start, key) for key, value in asdict(self).items()})
 
+    def plus(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(**{key: value + getattr(other, key) for key, value in asdict(self).items()})
+
     def copy(self) -> Cost:
         return Cost(**asdict(self))
 

@@ -29,8 +29,6 @@ from pimcal.recalibration.upkeep import Turn, Upkeep
 from pimcal.recipes import with_seed
 from pimcal.timeline import check_clock
 
-SAMPLES = 100  # of the metric, unless a step is given: no divisor of a day, so that all hours of it come up
-
 
 @dataclass(frozen=True, slots=True)
 class Images:
@@ -209,8 +207,7 @@ class _Meter:
         value = evaluate(self._net, self._wanted.images.evaluation, self._wanted.metric).value
         if moment:
             device.load_state_dict(moment)
-        taken = device.cost.since(before)
-        self._free = Cost(**{key: cost + getattr(taken, key) for key, cost in asdict(self._free).items()})
+        self._free = self._free.plus(device.cost.since(before))
         return value
 
     def spent(self) -> Cost:

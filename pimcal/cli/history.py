@@ -27,7 +27,7 @@ def history(
 
     opened = Store.open(store, read_only=True)
     wanted = None if generation is None else s.find(opened, generation).id
-    events = s.newest_of(opened, device, limit, lambda count: opened.journal.history(generation=wanted, limit=count))
+    events = s.newest_of(opened, device, limit, generation=wanted)
     if as_json:
         print_json({"events": [{**asdict(event), "at": iso(event.at)} for event in events]})
         return

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SMALL = 1_000_000  # weights, up to which one thread is faster than several
 
+SAMPLES = 100  # of the metric, unless a step is given: no divisor of a day, so that all hours of it come up
+
 
 def plan(
     profile: o.ProfileOption,
@@ -64,7 +66,7 @@ def plan(
     from pimcal.recalibration.policy import parse_policies
 
     horizon_s = seconds("--horizon", horizon)
-    step_s = horizon_s / 100 if step is None else seconds("--step", step)
+    step_s = horizon_s / SAMPLES if step is None else seconds("--step", step)
     compared = parse_policies(policies, o.read_profile(profile, override).recalibration)
     if out is not None:
         check_writable(out)

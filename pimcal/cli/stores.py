@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,21 +65,19 @@ def devices(store: Store) -> set[str]:
 
 
 def newest_of(
-    store: Store, device: str | None, limit: int, history: Callable[[int | None], list[Event]]
+    store: Store, device: str | None, limit: int, *, generation: str | None = None, kinds: Collection[str] = ()
 ) -> list[Event]:
-    """The newest lines of `history(limit)`, oldest first; of one device where it is given.
+    """The newest lines of a store's history, oldest first; of one device where it is given.
 
     Raises UsageError where the store's history does not know that device.
     """
-    if device is None:
-        return history(limit)
-    found = [event for event in history(None) if event.device == device]
-    if not found:
+    found = store.journal.history(device=device, generation=generation, kinds=kinds, limit=limit)
+    if device is not None and not found:
         known = devices(store) | {event.device for event in store.journal.history(limit=None) if event.device}
         if device not in known:
             told = ", ".join(sorted(known)) or "none yet"
             raise UsageError(f"store {store.folder} has no history of device {device!r}; it has that of: {told}")
-    return found[-limit:]
+    return found
 
 
 def choose_keys(store: Store, device: str | None, model_hash: str | None) -> list[Key]:

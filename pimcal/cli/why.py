@@ -19,12 +19,12 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Show what the daemon decided, what came of it and why; the newest is the last."""
-    from pimcal.daemon.why import reasons
+    from pimcal.daemon.why import KINDS
     from pimcal.store import Store
     from pimcal.store.clock import iso
 
     opened = Store.open(store, read_only=True)
-    found = s.newest_of(opened, device, limit, lambda count: reasons(opened, count))
+    found = s.newest_of(opened, device, limit, kinds=KINDS)
     if as_json:
         print_json({"decisions": [{**asdict(event), "at": iso(event.at)} for event in found]})
         return

@@ -101,8 +101,7 @@ class Guests:
             self.served += 1
             future.set_result(result)
         finally:
-            taken = net.device.cost.since(before)
-            self.cost = taken.since(Cost().since(self.cost))
+            self.cost = self.cost.plus(net.device.cost.since(before))
 
     def serve_aside(self, net: Deployment, in_force: Corrections) -> None:
         """As `serve`, while a candidate may be tried: what is in force takes its place for so long."""

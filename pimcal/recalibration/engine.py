@@ -280,16 +280,14 @@ class Engine:
         if any(attempt.outcome == "activated" for attempt in attempts):
             return "activated"
         judged = any(attempt.outcome == "rejected" for attempt in attempts)
-        if not (judged or looked):  # nothing is known of what a calibration of today would be worth
-            self.worth.value = value
-            return "failed"
         if value is not None and judged and (state.misfits or not looked):
             # what is in force proved to be no worse than a calibration of today
             self.active = None if state.misfits else self.active
             self.worth.calibrated(value)
         else:
             self.worth.value = value
-        return "kept" if self.worth.is_good(value) else "failed"
+        # Where nothing was judged after no look, nobody knows what a calibration of today would be worth.
+        return "kept" if (judged or looked) and self.worth.is_good(value) else "failed"
 
     def _tolerate(self, look: Probe, outcome: Outcome) -> None:
         """What was found costs no accuracy, so that its like is not worth a remedy again, nor a look at the gate.

@@ -14,7 +14,7 @@ from pimcal.errors import DeviceBusyError, DeviceUnavailableError, PimcalError, 
 from pimcal.metrics import Metric
 from pimcal.recalibration.held import forget_old_records, kept_on_error
 from pimcal.recalibration.journal import Journal
-from pimcal.recalibration.outcome import Attempt, Spent
+from pimcal.recalibration.outcome import Attempt, AttemptOutcome, Spent
 from pimcal.recalibration.remedy import Remedy, Situation
 from pimcal.recalibration.worth import Worth
 from pimcal.record import Record
@@ -84,11 +84,8 @@ class Judge:
             forget_old_records(self._net)
         else:
             self._journal.reject(generation, verdict.reason)
-        outcome = Attempt(
-            remedy.name, "activated" if verdict.activated else "rejected", verdict.reason, record.id, verdict.before,
-            verdict.after,
-        )  # fmt: skip
-        return outcome, verdict
+        outcome: AttemptOutcome = "activated" if verdict.activated else "rejected"
+        return Attempt(remedy.name, outcome, verdict.reason, record.id, verdict.before, verdict.after), verdict
 
     def _verdict(self, record: Record, generation: str, spent: Spent, before: float) -> Verdict:
         """Where accuracy has collapsed, what is not better is no remedy: the device may come back as it was."""

@@ -92,12 +92,13 @@ class Journal:
         self,
         key: Key | None = None,
         *,
+        device: str | None = None,
         generation: str | None = None,
         kinds: Collection[str] = (),
         limit: int | None = NEWEST,
     ) -> list[Event]:
-        """What happened, to one device and model or to one generation, or only of some kinds, where these are given."""
-        wanted = {"generation": generation, **_of_key(key)}
+        """What happened: to one device, or device and model, to one generation, only of some kinds, where given."""
+        wanted = {"device": device, "generation": generation} | _of_key(key)
         return [Event.of(row) for row in self._newest("events", EVENT_COLUMNS, wanted, limit, kinds)]
 
     def add_run(

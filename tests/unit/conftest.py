@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,3 +154,15 @@ def hosts(nursery: Any, tmp_path: Path) -> Any:
     from .board_peers import Hosts
 
     return Hosts(nursery, tmp_path)
+
+
+@pytest.fixture
+def daemon(hosts: Any, lab: Lab) -> Iterator[Any]:
+    """`pimcal daemon`, once it was started; it does not outlive the test."""
+    from .daemons import Daemon
+
+    made = Daemon(hosts, lab)
+    yield made
+    if hosts.process_id is not None and not made.has_ended():
+        made.kill(signal.SIGKILL)
+        made.wait()

@@ -18,7 +18,6 @@ from pimcal.daemon.client import ask
 from pimcal.store import Key, Store
 
 from .board_peers import Hosts
-from .daemons import Daemon
 
 FAST = ("--speed", "3600")
 
@@ -29,15 +28,6 @@ def hosts(nursery, tmp_path):
     folder = tmp_path / "daemon"
     folder.mkdir()
     return Hosts(nursery, folder)
-
-
-@pytest.fixture
-def daemon(hosts, lab):
-    made = Daemon(hosts, lab)
-    yield made
-    if hosts.process_id is not None and not made.has_ended():
-        made.kill(signal.SIGKILL)
-        made.wait()
 
 
 @pytest.fixture

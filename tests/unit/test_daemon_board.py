@@ -9,7 +9,6 @@ from pimcal.store import Store
 from pimcal_serial.frames import MessageType
 
 from .board_peers import Hosts
-from .daemons import Daemon
 
 PEER = "pimsim-pty"
 PROBED = {"every": "1h", "when": [{"probe_error": 0.02}]}
@@ -23,15 +22,6 @@ def hosts(nursery, tmp_path, monkeypatch):
     made = Hosts(nursery, folder)
     monkeypatch.setenv("XDG_RUNTIME_DIR", made.environment["XDG_RUNTIME_DIR"])
     return made
-
-
-@pytest.fixture
-def daemon(hosts, lab):
-    made = Daemon(hosts, lab)
-    yield made
-    if hosts.process_id is not None and not made.has_ended():
-        made.kill(signal.SIGKILL)
-        made.wait()
 
 
 def looked_since(before, status):

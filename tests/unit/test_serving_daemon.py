@@ -21,20 +21,10 @@ import pytest
 pytest.importorskip("starlette", reason="the interface is an extra")
 pytest.importorskip("uvicorn", reason="the interface is an extra")
 
-from .daemons import Daemon
 from .served import TOKEN, npy, read
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
 X = np.random.default_rng(0).standard_normal((3, 1, 6, 6)).astype(np.float32)
-
-
-@pytest.fixture
-def daemon(hosts, lab):
-    made = Daemon(hosts, lab)
-    yield made
-    if hosts.process_id is not None and not made.has_ended():
-        made.kill(signal.SIGKILL)
-        made.wait()
 
 
 @pytest.fixture
