@@ -83,7 +83,7 @@ class StoreJournal:
 
     def alert(self, kind: str, message: str) -> None:
         """Somebody should look at the device."""
-        self._add("alert", f"{kind}: {message}", {"kind": kind})
+        add_alert(self.store, self.key, kind, message)
 
     def decided(self, decision: Decision) -> None:
         """A decision with its reasons; of those to do nothing, or to wait, only the first in a row.
@@ -106,6 +106,11 @@ class StoreJournal:
 
     def _add(self, kind: str, reason: str, details: Mapping[str, Any]) -> None:
         self.store.journal.add_event(kind, reason, key=self.key, details=details)
+
+
+def add_alert(store: Store, key: Key, kind: str, message: str) -> None:
+    """A line of history that somebody should read. Raises StorageError."""
+    store.journal.add_event("alert", f"{kind}: {message}", key=key, details={"kind": kind})
 
 
 def _change(found: TileFinding) -> float:

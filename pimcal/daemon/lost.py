@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from pimcal import registry
+from pimcal.daemon.journal import add_alert
 from pimcal.errors import ConfigError, PimcalError, StorageError
 from pimcal.events import RecalibrationAlert
 from pimcal.store import Key, Store
@@ -56,6 +57,6 @@ def alert(store: Store, key: Key, kind: str, message: str) -> None:
 def write_alert(store: Store, key: Key, kind: str, message: str) -> None:
     """The last part of `alert` alone."""
     try:
-        store.journal.add_event("alert", f"{kind}: {message}", key=key, details={"kind": kind})
+        add_alert(store, key, kind, message)
     except StorageError as error:
         logger.warning("this is not in the store's history: %s", error)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pimcal import registry
+from pimcal.daemon.journal import add_alert
 from pimcal.daemon.status import Status
 from pimcal.daemon.worker import Worker
 from pimcal.errors import StorageError
@@ -61,6 +62,6 @@ class Overview:
         registry.emit(RecalibrationAlert(key.device, kind, message))
         try:
             with Store.open(self._store, clock=self._now, wait_s=STORE_WAIT_S) as store:
-                store.journal.add_event("alert", f"{kind}: {message}", key=key, details={"kind": kind})
+                add_alert(store, key, kind, message)
         except StorageError as error:
             logger.warning("this is not in the store's history: %s", error)
