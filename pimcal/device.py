@@ -52,8 +52,8 @@ class Cost:
         return Cost(**asdict(self))
 
 
-def _bytes(elements: int, bits: int | None) -> int:
-    return elements * (4 if bits is None else -(-bits // 8))
+def _bytes_each(bits: int | None) -> int:
+    return 4 if bits is None else -(-bits // 8)
 
 
 class Device:
@@ -65,6 +65,8 @@ class Device:
         self.capabilities: Capabilities = backend.capabilities
         check_capabilities(self.capabilities)
         self.cost = Cost()
+        self._input_bytes = _bytes_each(self.capabilities.input_bits)
+        self._output_bytes = _bytes_each(self.capabilities.output_bits)
         self.owners = itertools.count()  # numbers those who program the device
         self.resident: dict[int, tuple[int, int]] = {}  # what is on each tile: (owner, load)
         self._clock = clock
@@ -87,10 +89,13 @@ class Device:
         try:
             yield
         except OSError as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DeviceUnavailableError(
-                f"device {self.capabilities.identity} failed ({reason}); check its link and power"
-            ) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> DeviceUnavailableError:
+        reason = f"{type(error).__name__}: {error}"
+        return DeviceUnavailableError(
+            f"device {self.capabilities.identity} failed ({reason}); check its link and power"
+        )
 
     def program(self, tile: int, weights: Tensor) -> None:
         """Write `weights` ([rows, cols], device units) to a tile."""
@@ -105,7 +110,7 @@ class Device:
         with self._device_errors():
             program(tile, weights.to(self._torch_device) if self._moves else weights)
         self.cost.programmed_cells += weights.numel()
-        self.cost.link_bytes += _bytes(weights.numel(), self.capabilities.weight_bits)
+        self.cost.link_bytes += weights.numel() * _bytes_each(self.capabilities.weight_bits)
         self._drift.programmed(tile, weights.shape[0])
 
     def matmul(self, tile: int, inputs: Tensor) -> Tensor:
@@ -138,8 +143,10 @@ class Device:
         return inputs if self._moves else inputs.cpu()
 
     def _effective_weights(self, tile: int) -> Tensor:
-        with self._device_errors():
+        try:  # not `_device_errors`: this is the hot path, and a context manager takes as long as all the rest
             weights = self.backend.effective_weights(tile)
+        except OSError as error:
+            raise self._failed(error) from error
         return weights if self._moves else weights.to(self._torch_device)
 
     def new_batch(self) -> None:
@@ -150,8 +157,7 @@ class Device:
     def count(self, mvms: int, rows: int, cols: int, vectors: int) -> None:
         """Add a layer's run: `vectors` inputs, each through blocks of `rows` inputs and `cols` outputs in all."""
         self.cost.mvms += mvms
-        self.cost.link_bytes += _bytes(vectors * rows, self.capabilities.input_bits)
-        self.cost.link_bytes += _bytes(vectors * cols, self.capabilities.output_bits)
+        self.cost.link_bytes += vectors * (rows * self._input_bytes + cols * self._output_bytes)
 
     @contextmanager
     def batch(self) -> Iterator[None]:

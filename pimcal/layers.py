@@ -52,6 +52,7 @@ class DeviceMatrix:
             array.references.count or converters.output_bits or self.differential or not converters.signed_inputs
         )
         self._whole_tile = _whole_tile(placed)
+        self._size = (placed.shape.rows, placed.shape.groups * placed.shape.cols)
         whole = [(placed.loads[0], placed.tiles)]
         self._steps = array.plan(whole if self._fused else [(cut.load, cut.tiles) for cut in self._cuts])
 
@@ -81,27 +82,25 @@ class DeviceMatrix:
         return y
 
     def _weights(self, dtype: torch.dtype) -> Tensor:
-        matrix = self._effective_matrix()
+        matrices = self._effective_matrices()
         if self.unit != 1.0:
-            matrix = matrix * self.unit
-        return matrix if matrix.dtype == dtype else matrix.to(dtype)
+            matrices = matrices * self.unit
+        return matrices if matrices.dtype == dtype else matrices.to(dtype)
 
-    def _effective_matrix(self) -> Tensor:
-        shape, device = self.placed.shape, self.array.device
+    def _effective_matrices(self) -> Tensor:
+        """The matrices of all groups side by side [rows, groups * cols]; columns lie in memory one after the other."""
+        device, (rows, cols) = self.array.device, self._size
         if self._whole_tile is not None:
             weights = device.effective_weights(self._whole_tile)
-            if weights.shape[1] != shape.groups * shape.cols or weights.shape[0] != shape.rows:
-                weights = weights[: shape.rows, : shape.groups * shape.cols]  # other layers share the tile
-            if shape.groups == 1:
-                return weights.unsqueeze(0)
-            return weights.unflatten(1, (shape.groups, shape.cols)).transpose(0, 1)
+            return weights if weights.shape == self._size else weights[:rows, :cols]  # others share the tile
         tiles = {tile: device.effective_weights(tile) for tile in self.placed.tiles}
-        some = next(iter(tiles.values()))
-        matrix = some.new_empty(shape.groups, shape.cols, shape.rows).transpose(1, 2)
+        matrices = next(iter(tiles.values())).new_empty(cols, rows).t()
         for b in self.placed.blocks:
-            rows = tiles[b.tile][b.tile_row : b.tile_row + b.stop - b.start]
-            matrix[b.group, b.start : b.stop, b.first : b.last] = rows[:, b.tile_col : b.tile_col + b.last - b.first]
-        return matrix
+            block = tiles[b.tile][b.tile_row : b.tile_row + b.stop - b.start]
+            first = b.group * self.placed.shape.cols + b.first
+            last = first + b.last - b.first
+            matrices[b.start : b.stop, first:last] = block[:, b.tile_col : b.tile_col + b.last - b.first]
+        return matrices
 
     # cut by cut, with converters and reference columns in between
 

@@ -3,7 +3,8 @@
 A layer with `groups` groups is `groups` matrices of `rows` inputs by `cols` outputs, kept as one tensor
 [groups, rows, cols]. Five views of the same product are offered; they agree up to rounding:
 
-- `fused`: the whole layer by torch's own kernel, for matrices that need no treatment on the way;
+- `fused`: the whole layer by torch's own kernel, for matrices that need no treatment on the way; it takes them side
+  by side [rows, groups * cols], as a tile holds them;
 - `product`: some rows of the matrices by torch's own kernel, columns left as they are [n, groups, cols, l];
 - `patches`: the input vectors themselves [n, groups, l, rows], for a device that multiplies them;
 - `overlapping`: the same as places in maps, where there are any, for a device that takes those;
@@ -41,7 +42,7 @@ class MatrixView(ABC):
         """The layer's weight as [groups, rows, cols]."""
 
     @abstractmethod
-    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor: ...
+    def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor: ...
 
     @abstractmethod
     def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor: ...
@@ -84,8 +85,8 @@ class LinearView(MatrixView):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.t().unsqueeze(0)
 
-    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, matrix[0].t(), bias)
+    def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, matrices.t(), bias)
 
     def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
         y = x.reshape(-1, self.rows)[:, start:stop] @ matrix[0]
@@ -118,6 +119,7 @@ class ConvView(MatrixView):
         self.row_unit = math.prod(self.kernel)
         self.rows = layer.in_channels // layer.groups * self.row_unit
         self.cols = layer.out_channels // layer.groups
+        self._weight_shape = (layer.out_channels, layer.in_channels // layer.groups, *self.kernel)
         self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
         self.pad_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         # torch's own order: last dimension first, before and after; resolves "same" and "valid" too
@@ -138,10 +140,8 @@ class ConvView(MatrixView):
         y: Tensor = conv(x, weight, bias, self.stride, padding, self.dilation, self.groups)
         return y
 
-    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        channels = self.rows // self.row_unit
-        weight = matrix.transpose(1, 2).reshape(self.groups * self.cols, channels, *self.kernel)
-        return self._kernel_call(x, weight, bias)
+    def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+        return self._kernel_call(x, matrices.t().reshape(self._weight_shape), bias)
 
     def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
         first, last = start // self.row_unit, -(-stop // self.row_unit)
@@ -223,8 +223,9 @@ class ConvTransposeView(MatrixView):
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, self.rows, self.cols)
 
-    def fused(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        weight = matrix.reshape(self.groups * self.rows, self.out_channels, *self.kernel)
+    def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+        by_group = matrices.unflatten(1, (self.groups, self.cols)).transpose(0, 1)
+        weight = by_group.reshape(self.groups * self.rows, self.out_channels, *self.kernel)
         kernel: Any = F.conv_transpose1d if self.dims == 1 else F.conv_transpose2d
         y: Tensor = kernel(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return y

@@ -92,7 +92,8 @@ def test_the_fused_view_is_the_layer(case):
     layer, x = case
     view = view_of(layer)
 
-    close(view.fused(x, view.matrix(layer.weight), layer.bias), layer(x))
+    side_by_side = torch.cat(list(view.matrix(layer.weight)), dim=1)
+    close(view.fused(x, side_by_side, layer.bias), layer(x))
 
 
 @torch.no_grad()
