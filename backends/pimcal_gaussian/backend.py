@@ -12,6 +12,7 @@ from pimcal.draws import Draws, key_of, mix
 from pimcal.tile_check import Tiles, check_advance, check_inputs, check_weights, private_columns, unprogrammed
 from pimcal_gaussian.drift import RandomWalk, eta0_ratio, temperature_c
 from pimcal_gaussian.settings import GaussianSettings, TemperatureDrift
+from pimcal_gaussian.together import SmallTiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,7 @@ class Gaussian(Backend):
         self._spatial_mean, self._spatial_std = _spatial_law(settings)
         self._draws = Draws()
         self._tiles: dict[int, _Tile] = {}
+        self._small = SmallTiles(self._with_noise, smaller_than=_LARGE_TILE)
         self._batch = 0
         self._start(settings.seed, time_s=0.0)
 
@@ -76,11 +78,16 @@ class Gaussian(Backend):
         if held is None:
             raise unprogrammed(tile)
         if self._std and self._settings.granularity == "element":
-            return self._with_noise(held).t()
+            together = self._small.weights(tile, held)
+            if together is not None:
+                return together
+            part = (held.key, held.weights.numel())
+            return self._with_noise(held.weights, held.factor, [part]).t()
         return self._with_level(held, self._level(held)).t()
 
     def new_batch(self) -> None:
         self._batch += 1
+        self._small.new_batch(self._tiles)
 
     def advance(self, seconds: float) -> None:
         check_advance(seconds)
@@ -106,6 +113,7 @@ class Gaussian(Backend):
             self._store(tile, held["weights"].clone(), held["programmings"])
 
     def to(self, torch_device: torch.device) -> None:
+        self._small.changed()
         for held in self._tiles.values():
             held.weights = held.weights.to(torch_device)
             held.factor = None if held.factor is None else held.factor.to(torch_device)
@@ -123,8 +131,10 @@ class Gaussian(Backend):
         if not self._spatial_std:  # N_S is one number: let N_T carry it
             mean, std = mean * self._spatial_mean, std * abs(self._spatial_mean)
         self._mean, self._std = mean, std
+        self._small.redraw()
 
     def _store(self, tile: int, weights: Tensor, programmings: int) -> None:
+        self._small.changed()
         key = key_of(self._seed, _TEMPORAL, tile)
         self._tiles[tile] = _Tile(weights, self._factor(tile, weights, programmings), key, programmings)
 
@@ -137,12 +147,12 @@ class Gaussian(Backend):
             factor.mul_(weights)
         return factor.bfloat16() if factor.numel() >= _LARGE_TILE else factor
 
-    def _with_noise(self, held: _Tile) -> Tensor:
+    def _with_noise(self, weights: Tensor, factor: Tensor | None, parts: list[tuple[int, int]]) -> Tensor:
         """The weights with N_T drawn for every one of them; few operations and one allocation, this is the hot path."""
-        weights = held.weights
-        noise = self._draws.normal_like(weights, mix(held.key ^ self._batch), self._mean, self._std)
-        if held.factor is not None:
-            return torch.addcmul(weights, held.factor, noise, out=noise)
+        keys = [(mix(key ^ self._batch), count) for key, count in parts]
+        noise = self._draws.normal(keys, self._mean, self._std).to(weights).view(weights.shape)
+        if factor is not None:
+            return torch.addcmul(weights, factor, noise, out=noise)
         return torch.addcmul(weights, weights, noise, out=noise) if self._multiplies else noise.add_(weights)
 
     def _with_level(self, held: _Tile, level: float) -> Tensor:

@@ -175,7 +175,7 @@ def test_pooled_is_the_moments_of_each_norms_inputs_behind_corrected_layers(open
     with net.session():
         for i in (0, 3, 7):
             shape = noisy[i].weight.shape
-            noisy[i].weight.copy_(net.layers[str(i)].matrix._weights(torch.float32).transpose(1, 2).reshape(shape))
+            noisy[i].weight.copy_(net.layers[str(i)].matrix._weights(torch.float32).t().reshape(shape))
     x = torch.cat(batches)
     for i in (1, 4):
         mean, _, unbiased = numpy_moments(noisy[:i](x))

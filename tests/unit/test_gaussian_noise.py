@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pimcal.draws import Draws
 from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal_gaussian.backend import Gaussian
 from pimcal_gaussian.settings import GaussianSettings
@@ -189,6 +190,93 @@ def test_a_draw_depends_neither_on_the_order_of_calls_nor_on_other_tiles(
         for _ in range(repeats):
             seen = {tile: together.effective_weights(tile).clone() for tile in order}
         assert torch.equal(seen[1], alone.effective_weights(1))
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("batch"), st.lists(st.integers(0, 3), max_size=8)),
+    st.tuples(st.just("program"), st.integers(0, 3)),
+    st.tuples(st.just("advance"), st.just(1.0)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4),
+    steps=st.lists(STEPS, max_size=12),
+    noise=st.sampled_from(["mul", "add", "awgn"]),
+    sigma_spatial=st.sampled_from([0.0, 0.1]),
+)
+def test_tiles_that_are_drawn_together_have_the_noise_that_each_has_alone(shapes, steps, noise, sigma_spatial):
+    values = {"noise": noise, "eta0": 0.1, "drift": {"kind": "linear", "rate_per_s": 0.5}}
+    if noise != "awgn":
+        values["sigma_spatial"] = sigma_spatial
+    together, alone = gaussian(**values), [gaussian(**values) for _ in shapes]
+    for device in (together, *alone):
+        for tile, shape in enumerate(shapes):
+            if device in (together, alone[tile]):
+                device.program(tile, randn(*shape, seed=tile))
+    every = ("batch", list(range(4)))
+    for what, argument in [every, every, every, *steps, every]:
+        if what == "program":
+            for device in (together, alone[argument]):
+                device.program(argument, randn(*shapes[argument], seed=9))
+            continue
+        for device in (together, *alone):
+            device.new_batch() if what == "batch" else device.advance(argument)
+        for tile in argument if what == "batch" else range(4):
+            assert torch.equal(together.effective_weights(tile), alone[tile].effective_weights(tile))
+
+
+class Counted(Draws):
+    """Counts how often it is asked."""
+
+    calls = 0
+
+    def normal(self, parts, mean, std):
+        self.calls += 1
+        return super().normal(parts, mean, std)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> tuple[Gaussian, Counted]:
+    """A device of ten small tiles and a large one."""
+    device, draws = gaussian(noise="mul", eta0=0.1), Counted()
+    for tile in range(10):
+        device.program(tile, randn(20, 30, seed=tile))
+    device.program(10, randn(300, 300))
+    monkeypatch.setattr(device, "_draws", draws)
+    return device, draws
+
+
+def draws_in_a_batch(counted: tuple[Gaussian, Counted], tiles: range) -> int:
+    device, draws = counted
+    device.new_batch()
+    before = draws.calls
+    for tile in tiles:
+        device.effective_weights(tile)
+    return draws.calls - before
+
+
+def test_small_tiles_cost_one_draw_where_most_are_read_in_every_batch(counted):
+    every, few = range(11), range(3)
+    assert [draws_in_a_batch(counted, every) for _ in range(3)] == [11, 2, 2]
+    assert [draws_in_a_batch(counted, few) for _ in range(3)] == [1, 3, 3]
+    assert [draws_in_a_batch(counted, every) for _ in range(2)] == [11, 2]
+
+
+def test_small_tiles_are_drawn_alone_where_they_are_programmed_in_every_batch(counted):
+    for _ in range(4):
+        assert draws_in_a_batch(counted, range(11)) == 11
+        counted[0].program(3, randn(20, 30))
+
+
+def test_weights_drawn_together_in_inference_mode_can_be_trained_through(counted):
+    with torch.inference_mode():
+        for _ in range(3):
+            draws_in_a_batch(counted, range(10))
+    inputs = randn(2, 20).requires_grad_()
+    counted[0].matmul(0, inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, counted[0].effective_weights(0).sum(1).expand(2, 20))
 
 
 @settings(max_examples=40, deadline=None)

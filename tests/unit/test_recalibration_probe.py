@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 
 import pytest
 import torch
@@ -132,13 +133,16 @@ def test_noise_that_grows_is_noticed_though_no_mean_changes() -> None:
 
 
 def test_cells_that_drift_apart_are_a_change_of_shape() -> None:
-    with on_gaussian("awgn", redraw="program", eta0=0.1) as net:
-        accepted = accept(net)
-        net.device.advance(3.0)
-        look = probe(net, accepted)
-    assert "shape" in look.everywhere
-    assert look.effects["shape"] == pytest.approx(0.3, rel=0.3)
-    assert look.effects["noise"] < 0.01
+    looks = []
+    for seed in range(8):
+        with on_gaussian("awgn", redraw="program", eta0=0.1, seed=seed) as net:
+            accepted = accept(net)
+            net.device.advance(3.0)
+            looks.append(probe(net, accepted))
+    assert all("shape" in look.everywhere for look in looks)
+    # From 0.1 to 0.4 of the weights; how much of that the few golden vectors see differs between devices.
+    assert statistics.mean(look.effects["shape"] for look in looks) == pytest.approx(0.3, rel=0.2)
+    assert all(look.effects["noise"] < 0.01 for look in looks)
 
 
 def test_a_change_too_small_to_cost_anything_is_no_drift_however_sure() -> None:
