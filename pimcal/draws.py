@@ -12,6 +12,7 @@ from torch import Tensor
 
 _MASK = 2**64 - 1
 _BLOCK = 4  # 32-bit numbers in a block of AES
+_AES = algorithms.AES(bytes(16))
 _ZEROS = memoryview(bytes(2**18))  # what is enciphered: the bits are AES's own
 _INSIDE = 1 - 2**-24  # the largest float32 below 1: the inverse error function has no value at 1
 
@@ -32,40 +33,37 @@ def key_of(*parts: int) -> int:
     return key
 
 
-class Draws:
-    """Draws on the CPU, so that every torch device sees the same values.
+def normal_like(tensor: Tensor, key: int, mean: float, std: float) -> Tensor:
+    """Independent draws from N(mean, std^2), of the shape, precision and torch device of `tensor`."""
+    return normal([(key, tensor.numel())], mean, std).view(tensor.shape).to(tensor)
 
-    Random bits are AES in counter mode, which turns key and position into bits without a state (Salmon et al., SC 2011,
-    on such generators): processors do that six times as fast as torch's generator runs, and seeding costs nothing.
+
+def normal(parts: Sequence[tuple[int, int]], mean: float, std: float) -> Tensor:
+    """Independent draws from N(mean, std^2) in one dimension: of each (key, count) in `parts`, so many.
+
+    A part's values depend on its key alone. They are float32, at most 5.4 standard deviations from the mean, and on the
+    CPU, so that every torch device sees the same.
     """
+    bits = _bits(parts)
+    uniform = bits.view(torch.float32).copy_(bits).mul_(_INSIDE / 2**31)  # in place: fresh memory costs as much
+    return uniform.erfinv_().mul_(std * math.sqrt(2)).add_(mean)
 
-    def __init__(self) -> None:
-        self._cipher = Cipher(algorithms.AES(bytes(16)), modes.CTR(bytes(16))).encryptor()
 
-    def normal_like(self, tensor: Tensor, key: int, mean: float, std: float) -> Tensor:
-        """Independent draws from N(mean, std^2), of the shape, precision and torch device of `tensor`."""
-        return self.normal([(key, tensor.numel())], mean, std).view(tensor.shape).to(tensor)
+def _bits(parts: Sequence[tuple[int, int]]) -> Tensor:
+    """Whole numbers, of which each 32-bit one is as likely as any other.
 
-    def normal(self, parts: Sequence[tuple[int, int]], mean: float, std: float) -> Tensor:
-        """Independent draws from N(mean, std^2) in one dimension: of each (key, count) in `parts`, so many.
-
-        A part's values depend on its key alone. They are float32, and as far from the mean as 5.4 standard deviations.
-        """
-        bits = self._bits(parts)
-        uniform = bits.view(torch.float32).copy_(bits).mul_(_INSIDE / 2**31)  # in place: fresh memory costs as much
-        return uniform.erfinv_().mul_(std * math.sqrt(2)).add_(mean)
-
-    def _bits(self, parts: Sequence[tuple[int, int]]) -> Tensor:
-        """Whole numbers, of which each 32-bit one is as likely as any other."""
-        count = sum(count for _, count in parts)
-        bits = torch.empty(count + _BLOCK, dtype=torch.int32)  # older versions of the library ask for a block more
-        room, at = bits.numpy().data.cast("B"), 0
-        for key, count in parts:
-            self._cipher.reset_nonce((key << 64).to_bytes(16, "big"))  # 2^64 blocks for each key
-            for size in _sizes(4 * count):
-                self._cipher.update_into(_ZEROS[:size], room[at:])
-                at += size
-        return bits[:-_BLOCK]
+    They are AES in counter mode, which turns key and position into bits without a state (Salmon et al., SC 2011, on
+    such generators): processors do that six times as fast as torch's generator runs, and seeding costs nothing.
+    """
+    cipher = Cipher(_AES, modes.CTR(bytes(16))).encryptor()
+    bits = torch.empty(sum(count for _, count in parts) + _BLOCK, dtype=torch.int32, device="cpu")
+    room, at = bits.numpy().data.cast("B"), 0  # older versions of the library ask for room for a block more
+    for key, count in parts:
+        cipher.reset_nonce((key << 64).to_bytes(16, "big"))  # 2^64 blocks for each key
+        for size in _sizes(4 * count):
+            cipher.update_into(_ZEROS[:size], room[at:])
+            at += size
+    return bits[:-_BLOCK]
 
 
 def _sizes(total: int) -> Iterator[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pimcal.backend import Backend, Capabilities
-from pimcal.draws import Draws, key_of, mix
+from pimcal.draws import key_of, mix, normal, normal_like
 from pimcal.tile_check import Tiles, check_advance, check_inputs, check_weights, private_columns, unprogrammed
 from pimcal_gaussian.drift import RandomWalk, eta0_ratio, temperature_c
 from pimcal_gaussian.settings import GaussianSettings, TemperatureDrift
@@ -53,7 +53,6 @@ class Gaussian(Backend):
         )
         self._multiplies = settings.noise == "mul"
         self._spatial_mean, self._spatial_std = _spatial_law(settings)
-        self._draws = Draws()
         self._tiles: dict[int, _Tile] = {}
         self._small = SmallTiles(self._with_noise, smaller_than=_LARGE_TILE)
         self._batch = 0
@@ -142,7 +141,7 @@ class Gaussian(Backend):
         if not self._spatial_std:
             return None
         key = key_of(self._seed, _SPATIAL, tile, programmings)
-        factor = self._draws.normal_like(weights, key, self._spatial_mean, self._spatial_std)
+        factor = normal_like(weights, key, self._spatial_mean, self._spatial_std)
         if self._multiplies:
             factor.mul_(weights)
         return factor.bfloat16() if factor.numel() >= _LARGE_TILE else factor
@@ -150,7 +149,7 @@ class Gaussian(Backend):
     def _with_noise(self, weights: Tensor, factor: Tensor | None, parts: list[tuple[int, int]]) -> Tensor:
         """The weights with N_T drawn for every one of them; few operations and one allocation, this is the hot path."""
         keys = [(mix(key ^ self._batch), count) for key, count in parts]
-        noise = self._draws.normal(keys, self._mean, self._std).to(weights).view(weights.shape)
+        noise = normal(keys, self._mean, self._std).to(weights).view(weights.shape)
         if factor is not None:
             return torch.addcmul(weights, factor, noise, out=noise)
         return torch.addcmul(weights, weights, noise, out=noise) if self._multiplies else noise.add_(weights)
@@ -165,7 +164,7 @@ class Gaussian(Backend):
         if not self._std:
             return self._mean
         key = held.key if self._settings.granularity == "tile" else key_of(self._seed, _TEMPORAL)
-        return float(self._draws.normal_like(torch.empty(1), mix(key ^ self._batch), self._mean, self._std))
+        return float(normal([(mix(key ^ self._batch), 1)], self._mean, self._std))
 
 
 def _temporal_law(settings: GaussianSettings, eta0: float) -> tuple[float, float]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-
-from pimcal.draws import Draws, key_of
+from pimcal.draws import key_of, normal
 from pimcal_gaussian.settings import (
     Drift,
     LinearDrift,
@@ -49,7 +47,6 @@ class RandomWalk:
 
     def __init__(self, key: int) -> None:
         self._key = key
-        self._draws = Draws()
         self._starts = [0.0]  # the position before each block that was reached
 
     def position(self, steps: int) -> float:
@@ -60,5 +57,5 @@ class RandomWalk:
         return self._starts[block] + self._sum(block, rest)
 
     def _sum(self, block: int, steps: int) -> float:
-        draws = self._draws.normal_like(torch.empty(self.block), key_of(self._key, block), 0.0, 1.0)
+        draws = normal([(key_of(self._key, block), self.block)], mean=0.0, std=1.0)
         return float(draws[:steps].double().sum())

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimcal.draws import Draws, key_of, seeded
+from pimcal.draws import key_of, normal, normal_like, seeded
 
 Z = 4.9  # two-sided level 1e-6
 COUNT = 1_000_003
@@ -21,7 +21,7 @@ COUNT = 1_000_003
 
 @pytest.fixture(scope="module")
 def sample() -> torch.Tensor:
-    return Draws().normal([(key_of(1, 2), COUNT)], mean=0.0, std=1.0).double()
+    return normal([(key_of(1, 2), COUNT)], mean=0.0, std=1.0).double()
 
 
 def test_draws_are_normal(sample):
@@ -57,39 +57,43 @@ def test_each_draw_is_the_quantile_of_its_32_bits():
     blocks = b"".join(((key << 64) + block).to_bytes(16, "big") for block in range(-(-count // 4)))
     bits = np.frombuffer(cipher.update(blocks), np.int32)[:count]
     some = range(0, count, 997)
-    drawn = Draws().normal([(key, count)], mean=2.0, std=0.5)
+    drawn = normal([(key, count)], mean=2.0, std=0.5)
     for i in some:
         expected = NormalDist(2.0, 0.5).inv_cdf((bits[i] / 2**31 + 1) / 2)
         assert float(drawn[i]) == pytest.approx(expected, abs=2e-6)
 
 
 def test_the_furthest_draws_are_finite(monkeypatch):
-    draws = Draws()
     ends = torch.tensor([-(2**31), 2**31 - 1, 0], dtype=torch.int32)
-    monkeypatch.setattr(draws, "_bits", lambda parts: ends)
-    low, high, middle = draws.normal([(0, 3)], mean=0.0, std=1.0).tolist()
+    monkeypatch.setattr("pimcal.draws._bits", lambda parts: ends)
+    low, high, middle = normal([(0, 3)], mean=0.0, std=1.0).tolist()
     assert (low, middle) == (-high, 0.0)
     assert 5.3 < high < 5.5
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 50)), max_size=6))
 def test_a_part_has_the_values_that_it_has_alone(parts):
-    draws = Draws()
-    together = draws.normal(parts, mean=0.1, std=0.3).split([count for _, count in parts])
+    together = normal(parts, mean=0.1, std=0.3).split([count for _, count in parts])
     for part, values in zip(parts, together, strict=True):
-        assert torch.equal(values, Draws().normal([part], mean=0.1, std=0.3))
+        assert torch.equal(values, normal([part], mean=0.1, std=0.3))
 
 
 def test_keys_have_unrelated_draws():
-    drawn = torch.stack([Draws().normal([(key, 20_000)], mean=0.0, std=1.0) for key in (0, 1, 2, 2**63, 2**64 - 1)])
+    drawn = torch.stack([normal([(key, 20_000)], mean=0.0, std=1.0) for key in (0, 1, 2, 2**63, 2**64 - 1)])
     correlation = torch.corrcoef(drawn).fill_diagonal_(0)
     assert float(correlation.abs().max()) < Z / math.sqrt(20_000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_draws_like_a_tensor_have_its_shape_and_precision(dtype):
-    drawn = Draws().normal_like(torch.empty(3, 5, dtype=dtype), key_of(1), mean=0.0, std=1.0)
+    drawn = normal_like(torch.empty(3, 5, dtype=dtype), key_of(1), mean=0.0, std=1.0)
     assert (drawn.shape, drawn.dtype) == ((3, 5), dtype)
+
+
+def test_draws_are_on_the_cpu_whatever_torchs_default_device_is():
+    with torch.device("meta"):
+        drawn = normal([(1, 10)], mean=0.0, std=1.0)
+    assert torch.equal(drawn, normal([(1, 10)], mean=0.0, std=1.0))
 
 
 def test_a_seeded_block_leaves_the_global_generator_as_it_was():

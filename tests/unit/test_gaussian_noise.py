@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pimcal.draws import Draws
+from pimcal.draws import normal
 from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal_gaussian.backend import Gaussian
 from pimcal_gaussian.settings import GaussianSettings
@@ -227,56 +227,65 @@ def test_tiles_that_are_drawn_together_have_the_noise_that_each_has_alone(shapes
             assert torch.equal(together.effective_weights(tile), alone[tile].effective_weights(tile))
 
 
-class Counted(Draws):
-    """Counts how often it is asked."""
-
-    calls = 0
-
-    def normal(self, parts, mean, std):
-        self.calls += 1
-        return super().normal(parts, mean, std)
-
-
 @pytest.fixture
-def counted(monkeypatch) -> tuple[Gaussian, Counted]:
+def of_small_tiles() -> Gaussian:
     """A device of ten small tiles and a large one."""
-    device, draws = gaussian(noise="mul", eta0=0.1), Counted()
+    device = gaussian(noise="mul", eta0=0.1)
     for tile in range(10):
         device.program(tile, randn(20, 30, seed=tile))
     device.program(10, randn(300, 300))
-    monkeypatch.setattr(device, "_draws", draws)
-    return device, draws
+    return device
 
 
-def draws_in_a_batch(counted: tuple[Gaussian, Counted], tiles: range) -> int:
-    device, draws = counted
+@pytest.fixture
+def drawn(monkeypatch) -> list[int]:
+    """How many numbers each draw had."""
+    counts: list[int] = []
+
+    def counted(parts: list[tuple[int, int]], mean: float, std: float) -> Tensor:
+        counts.append(sum(count for _, count in parts))
+        return normal(parts, mean, std)
+
+    monkeypatch.setattr("pimcal_gaussian.backend.normal", counted)
+    return counts
+
+
+def batch(device: Gaussian, tiles: range) -> None:
     device.new_batch()
-    before = draws.calls
     for tile in tiles:
         device.effective_weights(tile)
-    return draws.calls - before
 
 
-def test_small_tiles_cost_one_draw_where_most_are_read_in_every_batch(counted):
-    every, few = range(11), range(3)
-    assert [draws_in_a_batch(counted, every) for _ in range(3)] == [11, 2, 2]
-    assert [draws_in_a_batch(counted, few) for _ in range(3)] == [1, 3, 3]
-    assert [draws_in_a_batch(counted, every) for _ in range(2)] == [11, 2]
+EACH = [600] * 10
 
 
-def test_small_tiles_are_drawn_alone_where_they_are_programmed_in_every_batch(counted):
+def test_small_tiles_cost_one_draw_where_most_are_read_in_every_batch(of_small_tiles, drawn):
+    for _ in range(3):
+        batch(of_small_tiles, range(11))
+    assert drawn == [*EACH, 90_000, 6_000, 90_000, 6_000, 90_000]
+
+
+def test_small_tiles_are_drawn_alone_where_few_are_read(of_small_tiles, drawn):
+    for tiles in (range(10), range(3), range(3), range(3)):
+        batch(of_small_tiles, tiles)
+    assert drawn == [*EACH, 6_000, *EACH[:3], *EACH[:3]]
+
+
+def test_small_tiles_are_drawn_alone_where_they_are_programmed_in_every_batch(of_small_tiles, drawn):
     for _ in range(4):
-        assert draws_in_a_batch(counted, range(11)) == 11
-        counted[0].program(3, randn(20, 30))
+        batch(of_small_tiles, range(10))
+        of_small_tiles.program(3, randn(20, 30))
+    assert drawn == EACH * 4
 
 
-def test_weights_drawn_together_in_inference_mode_can_be_trained_through(counted):
+def test_weights_drawn_together_in_inference_mode_can_be_trained_through(of_small_tiles, drawn):
     with torch.inference_mode():
-        for _ in range(3):
-            draws_in_a_batch(counted, range(10))
+        for _ in range(2):
+            batch(of_small_tiles, range(10))
     inputs = randn(2, 20).requires_grad_()
-    counted[0].matmul(0, inputs).sum().backward()
-    torch.testing.assert_close(inputs.grad, counted[0].effective_weights(0).sum(1).expand(2, 20))
+    of_small_tiles.matmul(0, inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, of_small_tiles.effective_weights(0).sum(1).expand(2, 20))
+    assert drawn == [*EACH, 6_000]
 
 
 @settings(max_examples=40, deadline=None)
