@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
@@ -56,14 +57,15 @@ def _bits(parts: Sequence[tuple[int, int]]) -> Tensor:
     such generators): processors do that six times as fast as torch's generator runs, and seeding costs nothing.
     """
     cipher = Cipher(_AES, modes.CTR(bytes(16))).encryptor()
-    bits = torch.empty(sum(count for _, count in parts) + _BLOCK, dtype=torch.int32, device="cpu")
-    room, at = bits.numpy().data.cast("B"), 0  # older versions of the library ask for room for a block more
+    # numpy's memory, as torch's has no address inside `torch.func`; older versions of the library ask for a block more.
+    bits = np.empty(sum(count for _, count in parts) + _BLOCK, dtype=np.int32)
+    room, at = bits.data.cast("B"), 0
     for key, count in parts:
         cipher.reset_nonce((key << 64).to_bytes(16, "big"))  # 2^64 blocks for each key
         for size in _sizes(4 * count):
             cipher.update_into(_ZEROS[:size], room[at:])
             at += size
-    return bits[:-_BLOCK]
+    return torch.from_numpy(bits[:-_BLOCK])
 
 
 def _sizes(total: int) -> Iterator[int]:

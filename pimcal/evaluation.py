@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from pimcal.batches import batch_size, moved, split_batch
+from pimcal.batches import batch_size, moved, split_batch, tensors_in
 from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
@@ -20,13 +21,17 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A metric's value over `images` images; `mvms` and `seconds` are the run's cost on the device and in time."""
+    """A metric's value over `images` images; `mvms` and `seconds` are the run's cost on the device and in time.
+
+    `not_finite` counts the images for which the network gave NaN or infinity.
+    """
 
     metric: str
     value: float
     images: int
     mvms: int
     seconds: float
+    not_finite: int = 0
 
 
 def evaluate(
@@ -47,18 +52,27 @@ def evaluate(
     """
     reference = reference or (net.reference if isinstance(net, Deployment) else net)
     start, mvms_before = clock(), _mvms(net)
-    running, images, device = metric.start(), 0, device_of(net)
+    running, images, not_finite, device = metric.start(), 0, 0, device_of(net)
     for batch in batches:
         target = moved(split_batch(batch)[2], device) if metric.needs_labels else call_with(reference, batch, device)
         if target is None:
             raise DataError(f"metric '{metric.name}' needs labels and the data has none; use metric 'agreement'")
         count = batch_size(batch)
-        running.update(call_with(net, batch, device), target, count)
+        outputs = call_with(net, batch, device)
+        running.update(outputs, target, count)
         images += count
+        not_finite += _not_finite(outputs, count)
         progress(images)
     if not images:
         raise DataError("there is no image to evaluate on")
-    return Evaluation(metric.name, running.compute(), images, _mvms(net) - mvms_before, clock() - start)
+    return Evaluation(metric.name, running.compute(), images, _mvms(net) - mvms_before, clock() - start, not_finite)
+
+
+def _not_finite(outputs: Any, images: int) -> int:
+    """For how many images a tensor among the outputs holds NaN or infinity."""
+    floating = (t for t in tensors_in(outputs) if t.is_floating_point() and t.shape[:1] == (images,))
+    finite = [t.isfinite().reshape(images, -1).all(dim=1) for t in floating]
+    return int((~torch.stack(finite).all(dim=0)).sum()) if finite else 0
 
 
 def _mvms(net: nn.Module) -> int:

@@ -13,27 +13,37 @@ from pimcal.errors import StorageError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, sync it to disk, then rename it into place.
+    """Write `content` beside `path`, sync it to disk, then rename it into place. A link stays; its file is replaced.
 
-    Raises StorageError (full disk, no permission, no such folder); what stood at `path` before is untouched then.
+    Raises StorageError (full disk, no permission, no such folder, a pipe or device at `path`); what stood at `path`
+    before is untouched then.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        place = path.resolve()
+        check_replaceable(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        Path(temporary).replace(place)
         temporary = None
-        sync_folder(path.parent)
+        sync_folder(place.parent)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise StorageError where `path` is there and no file: renaming over a device or a pipe would destroy it."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, pipe or socket"
+        raise StorageError(f"cannot write {path}: it is {kind}; name a file")
 
 
 def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -46,6 +56,7 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
         with _made(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".") as stage:
             staged = [Path(stage) / name for name in files]
             for path in staged:
+                check_replaceable(folder / path.name)
                 write_atomically(path, files[path.name])
             with ThreadPoolExecutor(max_workers=1) as mover:  # Ctrl-C interrupts the main thread only
                 mover.submit(_move, staged, folder).result()

@@ -70,10 +70,11 @@ class SmallTiles:
         if size >= self._smaller_than:
             return None
         self._cells_read += size
-        if self._together is None or tile not in self._together.places:
+        stack = self._together
+        if stack is None or tile not in stack.places:
             return None
-        if not self._drawn:
-            self._drawn = self._draw(self._together)
+        if tile not in self._drawn:
+            self._drawn = self._draw(stack)
         return self._drawn[tile]
 
     def _draw(self, stack: _Stack) -> dict[int, Tensor]:

@@ -13,7 +13,7 @@ import typer
 from pimcal.cli import options as o
 from pimcal.cli.output import mvm_bar, note, print_json, print_table, shown, stdout_for_json
 from pimcal.errors import DataError, StorageError, UsageError
-from pimcal.files import check_writable
+from pimcal.files import check_replaceable, check_writable
 
 if TYPE_CHECKING:
     from pimcal.calibration.divergence import Divergence
@@ -110,8 +110,8 @@ def calibrate(
         found = _images(
             data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0, held_out
         )
-        o.check_calibration_images(found.calibration)
         o.check_input(subject.model, next(iter(found.held_out)))
+        o.check_calibration_images(subject.model, found.calibration)
         chosen = o.choose_metric(metric, found.held_out.has_labels)
         with open_device(subject.profile) as device, _opened(store) as kept:
             net = deploy(subject.model, device)
@@ -133,6 +133,7 @@ def calibrate(
 def _check_out(file: Path) -> None:
     if file.is_dir():
         raise UsageError(f"--out {file} is a folder; name a file in it")
+    check_replaceable(file)
     check_writable(file.parent)
 
 

@@ -104,7 +104,7 @@ def _calibration(
         found = o.load_data(spec, preprocess, images, 64)
     else:
         found, held_out = held_out.split(count)
-    o.check_calibration_images(found)
+    o.check_calibration_images(subject.model, found)
     found = found.in_memory()
 
     def batches(recipe: Recipe) -> Sequence[Any]:

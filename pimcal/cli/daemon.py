@@ -179,8 +179,8 @@ def _subject(loaded: o.Subject, load: Callable[[Profile], tuple[Batches, Batches
     from pimcal.daemon.subject import Subject, images_for
 
     calibration, judged = load(loaded.profile)
-    o.check_calibration_images(calibration)
     o.check_input(loaded.model, next(iter(judged)))
+    o.check_calibration_images(loaded.model, calibration)
 
     def images(profile: Profile) -> Images:
         return images_for(profile, *load(profile))

@@ -66,6 +66,11 @@ def evaluate(
             total = estimate(net, next(iter(batches)), batches.images).mvms
             with mvm_bar("evaluating", total, lambda: device.cost.mvms):
                 result = run(net, batches, chosen)
+    if result.not_finite:
+        note(
+            f"for {result.not_finite} of {result.images} images the network gave NaN or infinity on this device; "
+            "look at its noise and at its converters' ranges"
+        )
     if as_json:
         applied = {"record": record and str(record), "generation": generation and generation.id}
         print_json({**asdict(result), "profile": subject.profile.name, **applied})

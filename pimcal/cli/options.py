@@ -138,12 +138,16 @@ def check_method(name: str | None) -> None:
         raise UsageError(f"unknown calibration method '{name}'{did_you_mean(name, METHODS)} (known: {known})")
 
 
-def check_calibration_images(batches: Batches) -> None:
-    """Raise DataError for too few images to calibrate on."""
+def check_calibration_images(model: nn.Module, batches: Batches) -> None:
+    """Raise DataError for too few images to calibrate on, and for images that the model does not take."""
     from pimcal.calibration.run import count_images
 
-    if batches.images < 2:  # otherwise they need not be read yet
+    if batches.images < 2:
         count_images(list(batches))
+    try:
+        check_input(model, next(iter(batches)))
+    except DataError as error:
+        raise DataError(f"the images to calibrate on: {error}") from error
 
 
 def check_input(model: nn.Module, batch: Any) -> None:

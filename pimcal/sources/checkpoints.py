@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +95,41 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
+        with path.open("rb") as file:
+            if not file.read(2).startswith((b"PK", pickle.PROTO)):
+                raise DataError(f"{path} is neither a torch file nor named .safetensors; {_CONVERT}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's hints on pickle protocols; what counts is said below
             return torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except pickle.UnpicklingError as error:
-        raise DataError(_refusal(path, str(error))) from error
+        raise DataError(_refusal(path, _asked_for(path, str(error)))) from error
     except Exception as error:  # torch lets anything through that a damaged file can cause
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} is no readable torch file, or is cut off: {reason}") from error
 
 
-def _refusal(path: Path, message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message)
-    if found:
-        return f"{path} is refused: its pickle asks for {found[1]}, and pimcal loads only tensors; {_CONVERT}"
+def _refusal(path: Path, wanted: str | None) -> str:
+    if wanted:
+        return f"{path} is refused: its pickle asks for {wanted}, and pimcal loads only tensors; {_CONVERT}"
     return f"{path} is refused: it is no file of tensors, or its pickle holds more than those; {_CONVERT}"
+
+
+def _asked_for(path: Path, message: str) -> str | None:
+    """What a pickle asks for: as torch names it, or read from the bare pickle, which is not run."""
+    if found := re.search(r"GLOBAL ([\w.]+)", message):
+        return found[1]
+    strings: list[str] = []
+    with suppress(OSError, ValueError), path.open("rb") as file:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if code.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    return None
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

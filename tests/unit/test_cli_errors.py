@@ -175,9 +175,10 @@ class _RunsACommand:
 def test_pickle_that_runs_code_is_refused_by_name_and_does_not_run(lab, pimcal_run):
     torch.save({"a": _RunsACommand("touch ran")}, "evil.pt")
     Path("bare.pt").write_bytes(pickle.dumps({"a": _RunsACommand("touch ran")}))
-    for name, reason in (("evil.pt", "its pickle asks for posix.system"), ("bare.pt", "it is no file of tensors")):
+    Path("old.pt").write_bytes(pickle.dumps({"a": _RunsACommand("touch ran")}, protocol=2))
+    for name in ("evil.pt", "bare.pt", "old.pt"):
         said = refused(pimcal_run("evaluate", *without(lab.on(), "--weights"), "--weights", name), 65)
-        assert f"{name} is refused: {reason}" in said
+        assert f"{name} is refused: its pickle asks for posix.system" in said
         assert "safetensors" in said
     assert not Path("ran").exists()
 
@@ -195,6 +196,7 @@ def test_unreadable_checkpoint_is_refused_by_name(lab, pimcal_run, name):
     Path(name).write_bytes(contents[name])
     said = refused(pimcal_run("evaluate", *without(lab.on(), "--weights"), "--weights", name), 65)
     assert said.startswith(f"error: {name} is ")
+    assert ("neither a torch file" in said) == (name == "text.pt")
 
 
 def test_weights_that_do_not_fit_are_listed(lab, pimcal_run):
@@ -244,6 +246,15 @@ def test_mistake_in_the_users_own_code_is_named_with_its_line(lab, pimcal_run):
     assert "mine.py:2" in said
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_record_is_not_written_over_what_is_no_file(lab, pimcal_run, kind):
+    os.mkfifo("there") if kind == "pipe" else Path("there").mkdir()
+    done = pimcal_run("calibrate", *lab.on(), "--out", "there")
+    assert (done.code, done.out) == ({"pipe": 74, "folder": 2}[kind], "")
+    assert "calibrating" not in done.err
+    assert not Path("there").is_file()
+
+
 # images
 
 
@@ -264,6 +275,20 @@ def data_of(lab, name, change):
 def test_images_of_the_wrong_shape_are_refused_before_any_device_is_touched(lab, pimcal_run, command, change, said):
     options = data_of(lab, "wrong.npz", lambda a: {"images": change(a["images"]), "labels": a["labels"]})
     assert said in refused(pimcal_run(command, *options), 65)
+
+
+@pytest.mark.parametrize("command", [("calibrate",), ("sweep", "--methods", "paired"), ("timeline", "--at", "1s")])
+def test_calibration_images_of_the_wrong_shape_are_refused_as_those(lab, pimcal_run, command):
+    with np.load(lab.folder / "images.npz") as archive:
+        np.savez("wrong.npz", images=np.repeat(archive["images"], 3, axis=1))
+    said = refused(pimcal_run(*command, *lab.on(), "--calibration-data", "npz:wrong.npz"), 65)
+    assert "the images to calibrate on: the model does not take images of shape [3, 6, 6]" in said
+
+
+def test_outputs_that_are_no_numbers_are_told(lab, pimcal_run):
+    done = pimcal_run("evaluate", *lab.on(), "-O", "device.eta0=1e30", "--json")
+    assert (done.json["value"], done.json["not_finite"]) == (0.0, 400)
+    assert "for 400 of 400 images the network gave NaN or infinity" in done.err
 
 
 def test_no_images_at_all_are_refused(lab, pimcal_run):

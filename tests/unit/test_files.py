@@ -37,6 +37,32 @@ def test_a_file_that_was_there_is_replaced(tmp_path):
     assert only(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("there", [b"old", None])
+def test_a_link_stays_and_its_file_is_replaced(tmp_path, there):
+    path, target = tmp_path / "link", tmp_path / "target"
+    path.symlink_to(target)
+    if there is not None:
+        target.write_bytes(there)
+
+    write_atomically(path, b"new")
+
+    assert path.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert only(tmp_path) == ["link", "target"]
+
+
+def test_a_pipe_is_left_alone(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    for write in (lambda: write_atomically(path, b"new"), lambda: replace_together(tmp_path, {"a": b"", "pipe": b""})):
+        with pytest.raises(StorageError, match="pipe: it is a device, pipe or socket; name a file"):
+            write()
+
+    assert path.is_fifo()
+    assert only(tmp_path) == ["pipe"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
 def test_a_full_disk_leaves_the_old_record(tmp_path):
     """A process that may write 4 KiB a file stands for a disk with as much room: the write itself fails."""
@@ -111,7 +137,7 @@ def test_an_interruption_leaves_the_old_file_and_no_other(tmp_path, monkeypatch,
 def test_a_folder_in_the_way_is_an_error_that_names_it(tmp_path):
     (tmp_path / "taken").mkdir()
 
-    with pytest.raises(StorageError, match=r"cannot write .*taken: Is a directory"):
+    with pytest.raises(StorageError, match=r"cannot write .*taken: it is a folder; name a file"):
         write_atomically(tmp_path / "taken", b"content")
     assert only(tmp_path) == ["taken"]
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import pimcal
 from pimcal.draws import normal
 from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal_gaussian.backend import Gaussian
@@ -254,6 +255,19 @@ def batch(device: Gaussian, tiles: range) -> None:
     device.new_batch()
     for tile in tiles:
         device.effective_weights(tile)
+
+
+@pytest.mark.parametrize("batches", [1, 3])  # alone, and together
+def test_functional_derivatives_pass_through_the_device(batches):
+    with pimcal.open_device("gaussian_mul") as device:
+        net = pimcal.deploy(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), device)
+        x = randn(4)
+        for _ in range(batches):
+            net(x)
+        state = device.state_dict()
+        found = torch.func.jacrev(net)(x)
+        device.load_state_dict(state)
+        torch.testing.assert_close(found, torch.autograd.functional.jacobian(net, x))
 
 
 EACH = [600] * 10
