@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = 2**64 - 1
@@ -57,15 +58,26 @@ def _bits(parts: Sequence[tuple[int, int]]) -> Tensor:
     such generators): processors do that six times as fast as torch's generator runs, and seeding costs nothing.
     """
     cipher = Cipher(_AES, modes.CTR(bytes(16))).encryptor()
-    # numpy's memory, as torch's has no address inside `torch.func`; older versions of the library ask for a block more.
-    bits = np.empty(sum(count for _, count in parts) + _BLOCK, dtype=np.int32)
-    room, at = bits.data.cast("B"), 0
+    bits, array = _int32(
+        sum(count for _, count in parts) + _BLOCK
+    )  # older versions of the library ask for a block more
+    room, at = array.data.cast("B"), 0
     for key, count in parts:
         cipher.reset_nonce((key << 64).to_bytes(16, "big"))  # 2^64 blocks for each key
         for size in _sizes(4 * count):
             cipher.update_into(_ZEROS[:size], room[at:])
             at += size
-    return torch.from_numpy(bits[:-_BLOCK])
+    return bits[:-_BLOCK]
+
+
+def _int32(count: int) -> tuple[Tensor, NDArray[np.int32]]:
+    """Fresh memory, as a tensor and as an array: torch's own, which its allocator hands out sooner than numpy's."""
+    tensor = torch.empty(count, dtype=torch.int32, device="cpu")
+    try:
+        return tensor, tensor.numpy()
+    except RuntimeError:  # inside `torch.func`, whose tensors have no address
+        array = np.empty(count, dtype=np.int32)
+        return torch.from_numpy(array), array
 
 
 def _sizes(total: int) -> Iterator[int]:
