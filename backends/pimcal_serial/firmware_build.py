@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -180,6 +181,7 @@ def _finished(command: list[str]) -> tuple[int, str]:
         try:
             said, _ = process.communicate()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)  # compilers, too: they would go on writing
+            with suppress(ProcessLookupError):  # make may be over by now
+                os.killpg(process.pid, signal.SIGTERM)  # compilers, too: they would go on writing
             raise
     return process.returncode, said

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pimcal_serial.firmware_build import BUILD, MANIFEST, SOURCES, TARGETS, sources
+from pimcal_serial.firmware_build import BUILD, MANIFEST, SOURCES, TARGETS, build, sources, write_sources
 from pimcal_serial.simulator.ports import TcpPort
 
 PATIENCE_S = 60.0
@@ -244,6 +244,20 @@ def test_a_signal_while_it_is_built_ends_the_compiler_and_leaves_nothing(tmp_pat
         assert process.wait(PATIENCE_S) == 143
         assert process.stdout.read() == ""
     assert list((tmp_path / "temporary").glob("pimcal-*")) == []
+
+
+@needs_compiler
+def test_an_interruption_when_the_compiler_has_just_ended_is_only_that(tmp_path, monkeypatch):
+    communicate = subprocess.Popen.communicate
+
+    def interrupted_after(process):
+        communicate(process)
+        raise KeyboardInterrupt
+
+    write_sources(tmp_path / "sources")
+    monkeypatch.setattr("subprocess.Popen.communicate", interrupted_after)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "sources", TARGETS["native"])
 
 
 @needs_compiler
