@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pimcal demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -18,6 +18,13 @@ settings.register_profile("pimcal", deadline=None, derandomize=bool(os.environ.g
 settings.load_profile("pimcal")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores, as tests wait a quarter of their time, for processes, links and clocks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + max(1, cores // 2)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with CIFAR-10, CamVid and trained ResNets, which is no part of the project."""
