@@ -47,6 +47,14 @@ class Projection(nn.Module):
             return attention.out_proj.bias
         return None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[PARTS.index(self._part)]
 
+    def sources(self) -> tuple[Tensor, ...]:
+        """The attention's own parameter that the weight is, or is a part of."""
+        attention = self.attention
+        if self._part == "out_proj":
+            return (attention.out_proj.weight,)
+        whole: Tensor | None = attention.in_proj_weight
+        return (getattr(attention, f"{self._part}_weight") if whole is None else whole,)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pimcal.errors import DataError
-from pimcal.layers import ChannelCorrection, LayerForward
+from pimcal.layers import ChannelCorrection, DeviceLayer
 
 Corrections = dict[str, dict[str, Tensor]]
 
@@ -28,7 +28,7 @@ class Correctable(Protocol):
     def reference(self) -> nn.Module: ...
 
     @property
-    def layers(self) -> Mapping[str, LayerForward]: ...
+    def layers(self) -> Mapping[str, DeviceLayer]: ...
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -11,25 +11,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pimcal.attention import Projection, open_attention, own_attention
-from pimcal.backend import Capabilities
+from pimcal.attention import open_attention, own_attention
+from pimcal.batches import first_images
+from pimcal.calling import call_with, device_of
+from pimcal.copying import copy_model, plain_name
 from pimcal.corrections import Corrections, corrections_in_force, load_corrections, set_corrections
 from pimcal.device import Device
-from pimcal.errors import ConfigError, DataError, UsageError
+from pimcal.discovery import Pass
+from pimcal.errors import DataError, PlacementWarning, UsageError
 from pimcal.events import BatchServed, RecordActivated, RecordReverted
 from pimcal.fingerprint import model_hash
-from pimcal.layers import Converters, DeviceMatrix, LayerForward
-from pimcal.matrices import MatrixView, as_float32
-from pimcal.placement import Limits, MatrixShape, Placed, place
+from pimcal.layers import DeviceLayer
+from pimcal.network_products import NetworkProducts
 from pimcal.placement_report import Placement, report
-from pimcal.quantize import largest_code
 from pimcal.record import Record, check_fits
-from pimcal.references import ReferenceColumns
 from pimcal.registry import emit
 from pimcal.survey import Candidate, check_initialized, survey
 from pimcal.tile_array import TileArray
 
-_COMPILED = "_orig_mod"  # what torch.compile calls the module that it wraps
+_EXAMPLES = 8  # images that show which products a model makes
 
 
 class Deployment(nn.Module):
@@ -39,20 +39,18 @@ class Deployment(nn.Module):
     the one that was deployed. `placement` tells what is where. `device` may be shared with further copies.
     """
 
-    def __init__(self, model: nn.Module, device: Device) -> None:
+    def __init__(self, model: nn.Module, device: Device, example: Any = None) -> None:
         super().__init__()
         self.device = device
         check_initialized(model)
         self._reference = (_share(model),)  # in a tuple: no child, so that its state is not saved twice
-        self.candidates = survey(self.reference, device.profile.host)
-        self.module = _copy_for_host(model, self.candidates)
+        self.module = _copy_for_host(model, survey(self.reference, device.profile.host))
         self._active: list[tuple[str, Corrections]] = []
-        self.array = TileArray(device, _references(device))
-        self.layers: dict[str, LayerForward] = {}
-        self._placed: dict[str, Placed] = {}
-        self._place(survey(self.module, device.profile.host))
+        self.products = NetworkProducts(self.reference, self.module, device)
+        self.products.place(None if example is None else self.products.look(self._digital_pass(example)))
         self._follow_torch_device()
-        self.array.start()
+        self.products.start()
+        self._warn()
 
     @property
     def reference(self) -> nn.Module:
@@ -62,7 +60,7 @@ class Deployment(nn.Module):
     @property
     def placement(self) -> Placement:
         """What sits where on the device, and what stayed on the host and why."""
-        return report(self.candidates, self._placed, self.array, self.device.profile.host)
+        return report(self.products)
 
     @property
     def model_hash(self) -> str:
@@ -79,30 +77,43 @@ class Deployment(nn.Module):
         """What the record in force corrects, by module name."""
         return self._active[-1][1] if self._active else {}
 
-    def _place(self, candidates: Sequence[Candidate]) -> None:
-        todo = [(c.name, c.module, c.view) for c in candidates if c.view is not None]
-        if not todo:
-            raise _nothing_to_place(candidates)
-        capabilities = self.device.capabilities
-        owners = _owners(todo)
-        factor = 1 if capabilities.signed_weights else 2
-        shapes = [
-            MatrixShape(name, view.groups, view.rows, view.cols * factor, view.row_unit)
-            for name, _, view in todo
-            if owners[name] == name
-        ]
-        limits = Limits(capabilities.tiles, capabilities.rows, capabilities.cols, self.array.references.count)
-        placed = {p.shape.name: p for p in place(shapes, limits)}
-        converters = _converters(self.device)
-        for name, layer, view in todo:
-            spot = placed[owners[name]]
-            unit = _unit(layer, capabilities)
-            if owners[name] == name:
-                self.array.add(spot, _source(layer, view, unit, capabilities))
-            self._placed[name] = spot
-            matrix = DeviceMatrix(view, self.array, spot, unit, converters=converters)
-            self.layers[name] = LayerForward(layer, matrix)
-            layer.forward = self.layers[name]
+    @property
+    def layers(self) -> dict[str, DeviceLayer]:
+        """What the device computes, by layer; a product that no module's own `forward` makes has its weight's name."""
+        return self.products.layers
+
+    @property
+    def array(self) -> TileArray:
+        """The tiles that this network uses."""
+        return self.products.array
+
+    def settle(self, batch: Any) -> None:
+        """Run the digital model on `batch` once, to see which products it makes, and let the device make these.
+
+        The network's first call does it; call it yourself to have everything in place before. Later calls do nothing.
+        Warns (`PlacementWarning`) if more than a tenth of the multiplications by weights stays on the host, or a layer
+        was not called.
+        """
+        if self.products.first_pass is None:
+            self._settle(self.products.look(self._digital_pass(batch)))
+
+    def _digital_pass(self, batch: Any) -> Callable[[], Any]:
+        few = first_images(batch, _EXAMPLES)
+        return lambda: call_with(self.reference, few, device_of(self.reference))
+
+    def _settle(self, found: Pass) -> None:
+        before = corrections_in_force(self)
+        if self.products.settle(found):
+            set_corrections(self, before)
+        self._warn()
+
+    def _warn(self) -> None:
+        for text in self.products.warnings():
+            warnings.warn(text, PlacementWarning, stacklevel=4)
+
+    def release(self) -> None:
+        """Give the tiles back to the device, for another network. Deploy this one again to use it again."""
+        self.products.release()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own call: one inference batch on the device.
@@ -110,16 +121,20 @@ class Deployment(nn.Module):
         Raises DeviceUnavailableError after the device was closed.
         """
         before = self.device.cost.mvms
-        with self.session():
-            outputs = self.module(*args, **kwargs)
+        if self.products.first_pass is None:
+            with self.device.batch(), own_attention(), self.products.first() as found:
+                outputs = self.module(*args, **kwargs)
+            self._settle(found)
+        else:
+            with self.session():
+                outputs = self.module(*args, **kwargs)
         emit(BatchServed(self.device.cost.mvms - before))
         return outputs
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """What a call of `module` needs around it: one inference batch on the device, torch's shortcuts off."""
-        self.array.begin_pass()
-        with self.device.batch(), own_attention():
+        with self.device.batch(), own_attention(), self.products.on_device():
             yield
 
     # corrections
@@ -173,6 +188,7 @@ class Deployment(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.reference._apply(fn, recurse)
+        self.products.restamp()
         self._follow_torch_device()
         return self
 
@@ -218,15 +234,16 @@ class Deployment(nn.Module):
     @property
     def _layout(self) -> str:
         """A hash of what a simulator's state depends on: its backend, and what sits where on its tiles."""
-        layout = (self.device.profile.backend, self.array.references, self._placed)
+        placed = {name: layer.matrix.placed for name, layer in self.layers.items()}
+        layout = (self.device.profile.backend, self.array.references, placed)
         return hashlib.sha256(repr(layout).encode()).hexdigest()
 
     def _shared_weights(self) -> list[str]:
-        placed = {id(p) for forward in self.layers.values() for p in _parameters(forward.layer)}
+        placed = {id(p) for p in self.products.parameters()}
         return [name for name, p in self.module.named_parameters() if id(p) in placed]
 
 
-def deploy(model: nn.Module, device: Device) -> Deployment:
+def deploy(model: nn.Module, device: Device, example: Any = None) -> Deployment:
     """Put `model` on `device`. The model itself is not changed and stays the digital reference.
 
     Weights are programmed now. Deploy again after changing the model: the digital reference shares its memory, while
@@ -234,20 +251,21 @@ def deploy(model: nn.Module, device: Device) -> Deployment:
     Layers that the profile's `host:` patterns name, and those that no device can
     compute, stay digital: see `Deployment.placement`.
 
+    `example` is a batch (`x`, `(x, y)` or a dict of inputs). The digital model runs on its first images, so that the
+    device gets just the products that the model makes, whoever's code makes them. Without it layers of torch's own are
+    placed now, and the network's first call tells the rest (`Deployment.settle`).
+
+    Several networks share a device if its tiles suffice for all of them; `Deployment.release` gives tiles back.
+
     A compiled model, or part of one, is deployed as what it was compiled from.
 
     Raises UsageError for what is no module or device and for TorchScript, DataError for a model without a matrix
-    product or with weights that are no numbers, ConfigError where reference columns leave no room on the device,
-    DeviceUnavailableError on a closed device.
+    product or with weights that are no numbers, ConfigError if reference columns or other networks leave no room on the
+    device, DeviceUnavailableError on a closed device. Warns (`PlacementWarning`) as `Deployment.settle` does.
     """
     _check_arguments(model, device)
     with torch.inference_mode(False):  # what is copied there could not be corrected later
-        return Deployment(model, device)
-
-
-def _parameters(layer: nn.Module) -> Iterator[nn.Parameter]:
-    """A layer's parameters; an opened attention's projections have those of the attention."""
-    return (layer.attention if isinstance(layer, Projection) else layer).parameters()
+        return Deployment(model, device, example)
 
 
 def _check_arguments(model: object, device: object) -> None:
@@ -265,28 +283,10 @@ def _check_arguments(model: object, device: object) -> None:
             )
 
 
-def _uncompiled(model: nn.Module, memo: dict[int, Any]) -> None:
-    """Let a copy of `model` have copies of the plain modules where torch.compile wrapped them."""
-    for module in reversed([*model.modules()]):  # the innermost first
-        if _COMPILED in module._modules:
-            memo[id(module)] = copy.deepcopy(module._modules[_COMPILED], memo)
-
-
-def _plain_name(name: str) -> str:
-    """A module's name without the wrappers of torch.compile."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
-
-
 def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        _uncompiled(model, memo)
-        twin = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise DataError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
-            "deploy a freshly loaded model, outside of any training graph"
-        ) from error
-    twin.eval().requires_grad_(False)
+    twin = copy_model(model, memo)
+    twin.eval()  # what it returns is the user's code's affair
+    twin.requires_grad_(False)
     open_attention(twin)
     return twin
 
@@ -307,65 +307,9 @@ def _copy_for_host(model: nn.Module, candidates: Sequence[Candidate]) -> nn.Modu
     """A copy with memory of its own, save for weights that the device holds: those it only keeps to be looked at."""
     placed = {c.name for c in candidates if c.view is not None}
     memo: dict[int, Any] = {}
-    modules = [(_plain_name(name), module) for name, module in model.named_modules()]
+    modules = [(plain_name(name), module) for name, module in model.named_modules()]
     for name, module in modules:
         if name in placed:
             memo |= {id(p): _twin(p) for p in module.parameters(recurse=False) if p.dim() > 1}
     kept = {id(p) for n, m in modules if n not in placed for p in m.parameters(recurse=False)}
     return _copy(model, {key: value for key, value in memo.items() if key not in kept})
-
-
-def _owners(todo: Sequence[tuple[str, nn.Module, MatrixView]]) -> dict[str, str]:
-    """For each layer the first one with the same (tied) weight: they share its tiles."""
-    first: dict[tuple[int, str, int], str] = {}
-    owners = {}
-    for name, layer, view in todo:
-        weight = layer._parameters.get("weight")
-        key = (id(layer if weight is None else weight), type(view).__name__, view.groups)
-        owners[name] = first.setdefault(key, name)
-    return owners
-
-
-def _references(device: Device) -> ReferenceColumns:
-    wanted = device.profile.references
-    return ReferenceColumns(wanted.offset, wanted.gain)
-
-
-def _converters(device: Device) -> Converters:
-    capabilities, io = device.capabilities, device.profile.io
-    bits = [b for b in (capabilities.input_bits, io.input_bits) if b is not None]
-    own_adc = capabilities.output_bits is not None
-    return Converters(min(bits, default=None), None if own_adc else io.output_bits, capabilities.signed_inputs)
-
-
-def _unit(layer: nn.Module, capabilities: Capabilities) -> float:
-    """What one device unit is worth in units of the layer's weights."""
-    weight = as_float32(layer.weight)  # type: ignore[arg-type]
-    if capabilities.weight_unit == "raw":
-        return 1.0
-    if capabilities.weight_unit == "std":
-        return float(weight.std(correction=0)) or 1.0
-    bits = capabilities.weight_bits
-    top = largest_code(bits, signed=capabilities.signed_weights) if bits else 1
-    return float(weight.abs().amax()) / top or 1.0
-
-
-def _source(layer: nn.Module, view: MatrixView, unit: float, capabilities: Capabilities) -> Callable[[], Tensor]:
-    def matrices() -> Tensor:
-        matrix = view.matrix(as_float32(layer.weight))  # type: ignore[arg-type]
-        if unit != 1.0:
-            matrix = matrix / unit
-        if capabilities.weight_bits is not None:
-            matrix = matrix.round()
-        if not capabilities.signed_weights:
-            matrix = torch.cat([matrix.clamp(min=0), matrix.clamp(max=0).neg()], dim=2)
-        return matrix
-
-    return matrices
-
-
-def _nothing_to_place(candidates: Sequence[Candidate]) -> Exception:
-    if not candidates:
-        return DataError("the model has no layer with a matrix product, so there is nothing to put on a device")
-    listed = "; ".join(f"{c.name}: {c.reason}" for c in candidates[:5])
-    return ConfigError(f"every layer of the model stays on the host, nothing is left for the device ({listed})")

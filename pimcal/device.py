@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pimcal.patches import Patches, TilePart
 from pimcal.profile import Profile, load_profile
 from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
+from pimcal.tile_lease import TileLeases
 
 _DRIFT = "drift_compensation"  # the device's own part of its state, beside the backend's
 
@@ -67,7 +67,7 @@ class Device:
         self.cost = Cost()
         self._input_bytes = _bytes_each(self.capabilities.input_bits)
         self._output_bytes = _bytes_each(self.capabilities.output_bits)
-        self.owners = itertools.count()  # numbers those who program the device
+        self.tiles = TileLeases(self.capabilities.tiles)
         self.resident: dict[int, tuple[int, int]] = {}  # what is on each tile: (owner, load)
         self._clock = clock
         self._closed = False

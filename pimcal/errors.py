@@ -11,6 +11,10 @@ class PimcalError(Exception):
     exit_code = 1
 
 
+class PlacementWarning(UserWarning):
+    """What a user should know of where a network's products are made, such as a layer that stays on the host."""
+
+
 class UsageError(PimcalError):
     """A command or a function was called with arguments that do not fit together."""
 

@@ -23,7 +23,8 @@ Progress = Callable[[int], None]
 class Evaluation:
     """A metric's value over `images` images; `mvms` and `seconds` are the run's cost on the device and in time.
 
-    `not_finite` counts the images for which the network gave NaN or infinity.
+    `not_finite` counts the images for which the network gave NaN or infinity. `device_share`: the part of all
+    multiplications by weights that the device made; None for a plain model.
     """
 
     metric: str
@@ -32,6 +33,7 @@ class Evaluation:
     mvms: int
     seconds: float
     not_finite: int = 0
+    device_share: float | None = None
 
 
 def evaluate(
@@ -65,7 +67,9 @@ def evaluate(
         progress(images)
     if not images:
         raise DataError("there is no image to evaluate on")
-    return Evaluation(metric.name, running.compute(), images, _mvms(net) - mvms_before, clock() - start, not_finite)
+    share = net.placement.device_share if isinstance(net, Deployment) else None
+    cost = _mvms(net) - mvms_before, clock() - start
+    return Evaluation(metric.name, running.compute(), images, *cost, not_finite, share)
 
 
 def _not_finite(outputs: Any, images: int) -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pimcal.matrices import ConvTransposeView, MatrixView
+from pimcal.errors import UsageError
+from pimcal.matrices import ConvGeometry, LinearView, MatrixView, geometry_of, view_with
 from pimcal.placement import Placed
 from pimcal.products import Cut, DeviceProducts, HostProducts, Products, cuts_of
 from pimcal.quantize import quantize
 from pimcal.references import correct
 from pimcal.tile_array import TileArray
+from pimcal.weight_stamp import WeightStamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,25 +194,86 @@ class ChannelCorrection:
         return gain * y + offset
 
 
-class LayerForward:
-    """Takes the place of a layer's `forward`; the layer keeps its parameters, its hooks and its type."""
+class DeviceLayer:
+    """A weight's products on the device, corrected on the host. `name` is the layer's, or the parameter's."""
 
-    def __init__(self, layer: nn.Module, matrix: DeviceMatrix) -> None:
-        self.layer, self.matrix = layer, matrix
+    def __init__(self, name: str, matrix: DeviceMatrix) -> None:
+        self.name, self.matrix = name, matrix
         self.correction: ChannelCorrection | None = None
+        self.count: Callable[[str, int, int], None] | None = None  # gets name, vectors and multiplications of each
+
+    def run(self, x: Tensor, bias: Tensor | None, view: MatrixView) -> Tensor:
+        """The product of `x`, in the geometry of `view`."""
+        y = self.matrix.multiply(x, bias, view)
+        if self.count is not None:
+            self.count(self.name, view.positions(x, y), view.groups * view.rows * view.cols)
+        return y if self.correction is None else self.correction.apply(y, view)
+
+
+class LayerForward:
+    """Takes the place of a layer's `forward`; the layer keeps its parameters, its hooks and its type.
+
+    Geometry is what torch would read from the layer at this call. `changed(layer)` is called before a product whose
+    weight is no longer the one that was programmed; it says whether the device has it now.
+    """
+
+    def __init__(self, layer: nn.Module, device_layer: DeviceLayer, changed: Callable[[LayerForward], bool]) -> None:
+        self.layer, self.device_layer = layer, device_layer
+        self._changed = changed
+        self._geometry: ConvGeometry | None = None
+        self._view = device_layer.matrix.view
+        self._convolves = not isinstance(self._view, LinearView)
+        self.stamp = WeightStamp(layer)
 
     def __call__(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if not self.stamp.holds() and not self._changed(self):
+            return self._digital(input, output_size)
+        view = self._present_view() if output_size is None else self._resized(input, output_size)
         bias: Any = self.layer.bias
-        view = None if output_size is None else self._resized(input, output_size)
-        y = self.matrix.multiply(input, bias, view)
-        return y if self.correction is None else self.correction.apply(y, self.matrix.view)
+        if not torch._C._len_torch_function_stack():
+            return self.device_layer.run(input, bias, view)
+        with torch._C.DisableTorchFunction():  # what the host does for the device is no product of the model's
+            return self.device_layer.run(input, bias, view)
+
+    def _digital(self, input: Tensor, output_size: list[int] | None) -> Tensor:
+        """torch's own answer, for a weight that the device does not hold."""
+        more = () if output_size is None else (output_size,)
+        y: Tensor = type(self.layer).forward(self.layer, input, *more)
+        return y
+
+    def check_size(self) -> None:
+        """Raise UsageError if the weight has another size than what the device holds."""
+        self._fitting(view_with(self.layer, self._weight_shape(), geometry_of(self.layer)))
+
+    def _present_view(self) -> MatrixView:
+        """The view of the device's matrix in the geometry of the layer's attributes, which may have changed."""
+        if self._convolves:
+            geometry = geometry_of(self.layer)
+            if geometry != self._geometry:
+                self._view = self._fitting(view_with(self.layer, self._weight_shape(), geometry))
+                self._geometry = geometry
+        return self._view
+
+    def _fitting(self, view: MatrixView) -> MatrixView:
+        held = self.device_layer.matrix.view
+        if (view.groups, view.rows, view.cols) != (held.groups, held.rows, held.cols):
+            raise UsageError(
+                f"layer {self.device_layer.name} was changed after it was deployed: it has {view.groups} matrices of "
+                f"{view.rows} x {view.cols} now, and the device holds {held.groups} of {held.rows} x {held.cols}; "
+                "deploy the changed model"
+            )
+        return view
+
+    def _weight_shape(self) -> torch.Size:
+        weight: Any = self.layer.weight
+        shape: torch.Size = weight.shape
+        return shape
 
     def _resized(self, x: Tensor, output_size: list[int]) -> MatrixView:
         """The geometry of a transposed convolution that is called with the size of its output."""
         layer: Any = self.layer
-        view = ConvTransposeView(layer)
+        dims = len(layer.kernel_size)
         padding = layer._output_padding(
-            x, output_size, layer.stride, layer.padding, layer.kernel_size, view.dims, layer.dilation
+            x, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
         )
-        view.output_padding = tuple(padding)
-        return view
+        return self._fitting(view_with(layer, self._weight_shape(), geometry_of(layer, padding)))

@@ -18,15 +18,22 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pimcal.contraction import block_product
 from pimcal.patches import Loop, Patches
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+
+Numbers = int | Sequence[int]
 
 
 class MatrixView(ABC):
@@ -109,21 +116,105 @@ class LinearView(MatrixView):
         return -1
 
 
+class StackView(MatrixView):
+    """Several products side by side: [..., groups * rows] times [groups, rows, cols] gives [..., groups * cols].
+
+    For `torch.bmm` and `torch.einsum` with weights of three or more dimensions.
+    """
+
+    row_unit = 1
+
+    def __init__(self, groups: int, rows: int, cols: int) -> None:
+        self.groups, self.rows, self.cols = groups, rows, cols
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
+        y = block_product(x, matrices.unflatten(1, (self.groups, self.cols)).transpose(0, 1))
+        return y if bias is None else y + bias
+
+    def product(self, x: Tensor, matrix: Tensor, start: int, stop: int) -> Tensor:
+        vectors = x.reshape(-1, self.groups, self.rows)[..., start:stop]
+        return torch.einsum("ngr,grc->ngc", vectors, matrix).unsqueeze(-1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.groups, 1, self.rows)
+
+    def finish(self, columns: Tensor, x: Tensor) -> Tensor:
+        return columns.reshape(*x.shape[:-1], self.groups * self.cols)
+
+    def batched(self, x: Tensor) -> tuple[Tensor, bool]:
+        return (x.unsqueeze(0), True) if x.dim() == 1 else (x, False)
+
+    def positions(self, x: Tensor, y: Tensor) -> int:
+        return x.numel() // (self.groups * self.rows)
+
+    @property
+    def channel_dim(self) -> int:
+        return -1
+
+
+@dataclass(frozen=True, slots=True)
+class ConvGeometry:
+    """How a convolution walks over its input, in the terms of torch's functions; numbers one a dimension.
+
+    `padding`: margins in the order of `torch.nn.functional.pad` (last dimension first, before and after), filled as
+    `pad_mode` says. `output_padding` is a transposed convolution's own.
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding: tuple[int, ...]
+    pad_mode: str = "constant"
+    output_padding: tuple[int, ...] = ()
+
+
+def conv_geometry(
+    kernel: Sequence[int],
+    stride: Numbers,
+    padding: Numbers | str,
+    dilation: Numbers,
+    groups: int,
+    output_padding: Numbers = (),
+) -> ConvGeometry:
+    """What `torch.nn.functional.conv2d(..., stride, padding, dilation, groups)` does for a kernel of this size."""
+    dims = len(kernel)
+    steps, gaps = _each(stride, dims), _each(dilation, dims)
+    if padding == "same":  # torch puts the odd one behind
+        spans = [gap * (size - 1) for gap, size in zip(gaps, kernel, strict=True)]
+        pads = [(span // 2, span - span // 2) for span in spans]
+    elif padding == "valid":
+        pads = [(0, 0)] * dims
+    else:
+        pads = [(p, p) for p in _each(padding, dims)]  # type: ignore[arg-type]
+    margins = tuple(margin for pair in reversed(pads) for margin in pair)
+    return ConvGeometry(steps, gaps, groups, margins, output_padding=_each(output_padding, dims))
+
+
+def _each(value: Numbers, dims: int) -> tuple[int, ...]:
+    """A number for each dimension, as torch's functions take one for all."""
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * dims if len(numbers) == 1 else numbers
+
+
 class ConvView(MatrixView):
     """A convolution of one, two or three dimensions; a row is (input channel, kernel position)."""
 
-    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
-        self.groups = layer.groups
-        self.dims = len(layer.kernel_size)
-        self.kernel = tuple(layer.kernel_size)
-        self.row_unit = math.prod(self.kernel)
-        self.rows = layer.in_channels // layer.groups * self.row_unit
-        self.cols = layer.out_channels // layer.groups
-        self._weight_shape = (layer.out_channels, layer.in_channels // layer.groups, *self.kernel)
-        self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
-        self.pad_mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        # torch's own order: last dimension first, before and after; resolves "same" and "valid" too
-        self.pad = tuple(int(p) for p in layer._reversed_padding_repeated_twice)
+    def __init__(self, weight_shape: Sequence[int], geometry: ConvGeometry) -> None:
+        """`weight_shape`: [out channels, in channels of a group, *kernel]."""
+        out_channels, channels, *kernel = weight_shape
+        self.geometry = geometry
+        self.groups = geometry.groups
+        self.dims = len(kernel)
+        self.kernel = tuple(kernel)
+        self.row_unit = math.prod(kernel)
+        self.rows = channels * self.row_unit
+        self.cols = out_channels // self.groups
+        self._weight_shape = tuple(weight_shape)
+        self.stride, self.dilation = geometry.stride, geometry.dilation
+        self.pad_mode, self.pad = geometry.pad_mode, geometry.padding
         before, after = self.pad[0::2][::-1], self.pad[1::2][::-1]
         self.kernel_pad = before if self.pad_mode == "constant" and before == after else None
 
@@ -209,16 +300,18 @@ class ConvTransposeView(MatrixView):
 
     row_unit = 1
 
-    def __init__(self, layer: nn.ConvTranspose1d | nn.ConvTranspose2d) -> None:
-        self.dims = len(layer.kernel_size)
-        self.groups = layer.groups
-        self.rows = layer.in_channels // layer.groups
-        self.kernel = tuple(layer.kernel_size)
-        self.out_channels = layer.out_channels // layer.groups
-        self.cols = self.out_channels * math.prod(self.kernel)
-        self.stride, self.dilation = tuple(layer.stride), tuple(layer.dilation)
-        self.padding = tuple(int(p) for p in layer.padding)
-        self.output_padding = tuple(layer.output_padding)
+    def __init__(self, weight_shape: Sequence[int], geometry: ConvGeometry) -> None:
+        """`weight_shape`: [in channels, out channels of a group, *kernel]."""
+        in_channels, self.out_channels, *kernel = weight_shape
+        self.geometry = geometry
+        self.dims = len(kernel)
+        self.groups = geometry.groups
+        self.rows = in_channels // self.groups
+        self.kernel = tuple(kernel)
+        self.cols = self.out_channels * math.prod(kernel)
+        self.stride, self.dilation = geometry.stride, geometry.dilation
+        self.padding = geometry.padding[0::2][::-1]
+        self.output_padding = geometry.output_padding
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, self.rows, self.cols)
@@ -226,7 +319,7 @@ class ConvTransposeView(MatrixView):
     def fused(self, x: Tensor, matrices: Tensor, bias: Tensor | None) -> Tensor:
         by_group = matrices.unflatten(1, (self.groups, self.cols)).transpose(0, 1)
         weight = by_group.reshape(self.groups * self.rows, self.out_channels, *self.kernel)
-        kernel: Any = F.conv_transpose1d if self.dims == 1 else F.conv_transpose2d
+        kernel: Any = _CONV_TRANSPOSE[self.dims]
         y: Tensor = kernel(x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return y
 
@@ -237,6 +330,8 @@ class ConvTransposeView(MatrixView):
         return x.flatten(2).unflatten(1, (self.groups, self.rows)).transpose(2, 3)
 
     def finish(self, columns: Tensor, x: Tensor) -> Tensor:
+        if self.dims > 2:
+            return self._added_by_kernel(columns.flatten(1, 2).reshape(len(x), -1, *x.shape[2:]))
         spec = zip(x.shape[2:], self.stride, self.dilation, self.kernel, strict=True)
         size = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in spec]
         one = self.dims == 1  # torch folds images only: a signal is an image one pixel high
@@ -255,6 +350,17 @@ class ConvTransposeView(MatrixView):
         crop = [margin for p, o in ends for margin in (o - p, -p)][::-1]
         return F.pad(y.squeeze(2) if one else y, crop)
 
+    def _added_by_kernel(self, columns: Tensor) -> Tensor:
+        """Columns put where they belong by a transposed convolution with ones: torch folds no volumes."""
+        size = math.prod(self.kernel)
+        ones = torch.eye(size, dtype=columns.dtype, device=columns.device).reshape(size, 1, *self.kernel)
+        kernel: Any = _CONV_TRANSPOSE[self.dims]
+        y: Tensor = kernel(
+            columns, ones.repeat(self.channels, *[1] * (self.dims + 1)), None,
+            self.stride, self.padding, self.output_padding, self.channels, self.dilation,
+        )  # fmt: skip
+        return y
+
     def batched(self, x: Tensor) -> tuple[Tensor, bool]:
         return (x.unsqueeze(0), True) if x.dim() == self.dims + 1 else (x, False)
 
@@ -270,23 +376,46 @@ class ConvTransposeView(MatrixView):
         return -1 - self.dims
 
 
+def geometry_of(layer: Any, output_padding: Sequence[int] | None = None) -> ConvGeometry | None:
+    """How torch's own `forward` of a convolution would walk, read from the attributes that it reads; None for Linear.
+
+    Attributes may have been changed since the layer was made. `output_padding` replaces a transposed convolution's.
+    """
+    if isinstance(layer, nn.Linear):
+        return None
+    kernel = layer.weight.shape[2:]
+    if isinstance(layer, _TRANSPOSED):
+        extra = layer.output_padding if output_padding is None else output_padding
+        return conv_geometry(kernel, layer.stride, layer.padding, layer.dilation, layer.groups, extra)
+    if layer.padding_mode == "zeros":
+        return conv_geometry(kernel, layer.stride, layer.padding, layer.dilation, layer.groups)
+    walk = conv_geometry(kernel, layer.stride, 0, layer.dilation, layer.groups)
+    margins = tuple(int(p) for p in layer._reversed_padding_repeated_twice)
+    return replace(walk, padding=margins, pad_mode=layer.padding_mode)
+
+
+def view_with(layer: nn.Module, weight_shape: Sequence[int], geometry: ConvGeometry | None) -> MatrixView:
+    """The matrix view of a layer of torch's, for the weight and the geometry that it has now."""
+    if geometry is None:
+        out_features, in_features = weight_shape
+        return LinearView(in_features, out_features)
+    return (ConvTransposeView if isinstance(layer, _TRANSPOSED) else ConvView)(weight_shape, geometry)
+
+
 def view_of(layer: nn.Module) -> MatrixView | None:
     """The matrix view of a layer that a device can compute, or None for every other module."""
-    if isinstance(layer, nn.Linear):
-        return LinearView(layer.in_features, layer.out_features)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return ConvView(layer)
-    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
-        return ConvTransposeView(layer)
-    return None
+    weight: Any = getattr(layer, "weight", None)
+    if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) or not isinstance(weight, Tensor):
+        return None
+    return view_with(layer, weight.shape, geometry_of(layer))
 
 
 def inherits_forward(layer: nn.Module) -> bool:
     """Whether a layer computes what torch's own class does (a subclass or a layer may have its own `forward`)."""
     cls = type(layer)
-    if "forward" in vars(layer):
+    if any(name in vars(layer) for name in ("forward", "_conv_forward")):
         return False
-    for base in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d):
+    for base in (nn.Linear, *_CONVOLUTIONS):
         if isinstance(layer, base):
             same_kernel = getattr(cls, "_conv_forward", None) is getattr(base, "_conv_forward", None)
             return cls.forward is base.forward and same_kernel

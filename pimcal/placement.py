@@ -9,7 +9,7 @@ alone takes several.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pimcal.errors import ConfigError
@@ -92,9 +92,12 @@ class _Shelf:
 class _Tile:
     index: int
     shelves: list[_Shelf] = field(default_factory=list)
+    closed: bool = False
 
     def fit(self, height: int, width: int, limits: Limits) -> tuple[int, int] | None:
         """The corner where a rectangle goes, its place taken; None where there is no room."""
+        if self.closed:
+            return None
         for shelf in self.shelves:
             if height <= shelf.height and shelf.used + width <= limits.usable_cols:
                 shelf.used += width
@@ -127,32 +130,66 @@ def _rectangles(shape: MatrixShape, limits: Limits) -> Iterator[tuple[int, int, 
                 yield group, start, stop, first, last
 
 
-class _Packer:
-    """Fills tiles load by load.
+class Packer:
+    """Cuts and packs layers in the order in which they come, load by load.
+
+    With an unlimited number of tiles each layer gets tiles of its own; otherwise layers share tiles, and a layer that
+    finds no room opens the next load. One that is larger than the whole device goes on in further loads.
 
     A load begins with the tile behind the last one of the load before: it is free the longest, so that it can be
-    programmed while the other load still computes.
+    programmed while the other load still computes. `tile_of` tells which tile of the device is the n-th.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tile_of: Callable[[int], int] = lambda number: number) -> None:
+        """Raises ConfigError if the references leave no column."""
+        if limits.usable_cols < 1:
+            raise ConfigError(
+                f"references: {limits.references} reference columns leave no column free in tiles of "
+                f"{limits.cols}; reserve fewer, or set tiles.cols higher"
+            )
+        self._tile_of = tile_of
         self.limits = limits
         self.load = 0
         self.tiles: list[_Tile] = []  # of this load
         self._start = 0  # the first of them, as long as the device has tiles enough
 
-    def open_load(self) -> None:
+    def add(self, shape: MatrixShape, *, apart: bool = False) -> Placed:
+        """Place one more layer; `apart` from all that is there, on tiles of its own."""
+        return Placed(shape, tuple(self._blocks(shape, apart)))
+
+    def _blocks(self, shape: MatrixShape, apart: bool) -> list[Block]:
+        if self.limits.tiles is None:
+            self._close_tiles()
+        elif apart:
+            self.tiles = [replace(tile, closed=True) for tile in self.tiles]
+        others = len(self.tiles)
+        blocks = self._pack(shape)
+        if blocks is None and others:
+            del self.tiles[others:]
+            self._open_load()
+            blocks = self._pack(shape)
+        if blocks is None:  # cuts at whole channels waste rows, which may be all that is missing
+            self.tiles = []
+            blocks = self._pack(replace(shape, row_unit=1))
+        if blocks is None:
+            self.tiles = []
+            blocks = self._pack(shape, over_loads=True)
+        assert blocks is not None  # a block is no larger than a tile
+        return blocks
+
+    def _open_load(self) -> None:
         self.load += 1
-        self.close_tiles()
+        self._close_tiles()
 
-    def close_tiles(self) -> None:
+    def _close_tiles(self) -> None:
         """What comes next gets other tiles than what is there."""
-        self._start, self.tiles = self._index(len(self.tiles)), []
+        self._start, self.tiles = self._number(len(self.tiles)), []
 
-    def _index(self, number: int) -> int:
-        index = self._start + number
-        return index if self.limits.tiles is None else index % self.limits.tiles
+    def _number(self, position: int) -> int:
+        number = self._start + position
+        return number if self.limits.tiles is None else number % self.limits.tiles
 
-    def pack(self, shape: MatrixShape, *, over_loads: bool = False) -> list[Block] | None:
+    def _pack(self, shape: MatrixShape, *, over_loads: bool = False) -> list[Block] | None:
         """The layer's blocks; where the device is full, further loads with `over_loads`, else None."""
         blocks = []
         oldest = 0  # tiles before it had no room for a rectangle of the same size: do not ask them again
@@ -163,7 +200,7 @@ class _Packer:
             last_size = size
             found = self._find(size, oldest)
             if found is None and over_loads:
-                self.open_load()
+                self._open_load()
                 found = self._find(size, 0)
             if found is None:
                 return None
@@ -179,42 +216,15 @@ class _Packer:
                 return number, corner
         if self.limits.tiles is not None and len(self.tiles) >= self.limits.tiles:
             return None
-        self.tiles.append(_Tile(self._index(len(self.tiles))))
+        self.tiles.append(_Tile(self._tile_of(self._number(len(self.tiles)))))
         corner = self.tiles[-1].fit(*size, self.limits)
         return None if corner is None else (len(self.tiles) - 1, corner)
 
 
 def place(shapes: Sequence[MatrixShape], limits: Limits) -> list[Placed]:
-    """Cut and pack the layers in their order.
+    """Cut and pack the layers in their order; see `Packer`.
 
-    With an unlimited number of tiles each layer gets tiles of its own; otherwise layers share tiles, and a
-    layer that finds no room opens the next load. One that is larger than the whole device goes on in further loads.
-
-    Raises ConfigError where the references leave no column.
+    Raises ConfigError if the references leave no column.
     """
-    if limits.usable_cols < 1:
-        raise ConfigError(
-            f"references: {limits.references} reference columns leave no column free in tiles of "
-            f"{limits.cols}; reserve fewer, or set tiles.cols higher"
-        )
-    packer = _Packer(limits)
-    return [Placed(shape, tuple(_place_layer(shape, packer))) for shape in shapes]
-
-
-def _place_layer(shape: MatrixShape, packer: _Packer) -> list[Block]:
-    if packer.limits.tiles is None:
-        packer.close_tiles()
-    others = len(packer.tiles)
-    blocks = packer.pack(shape)
-    if blocks is None and others:
-        del packer.tiles[others:]
-        packer.open_load()
-        blocks = packer.pack(shape)
-    if blocks is None:  # cuts at whole channels waste rows, which may be all that is missing
-        packer.tiles = []
-        blocks = packer.pack(replace(shape, row_unit=1))
-    if blocks is None:
-        packer.tiles = []
-        blocks = packer.pack(shape, over_loads=True)
-    assert blocks is not None  # a block is no larger than a tile
-    return blocks
+    packer = Packer(limits)
+    return [packer.add(shape) for shape in shapes]

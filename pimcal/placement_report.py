@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pimcal.placement import Placed
-from pimcal.survey import Candidate, unmatched
-from pimcal.tile_array import TileArray
+from pimcal.network_products import NetworkProducts, Row
+from pimcal.survey import unmatched
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlacement:
     """One row. `matrix` is groups x rows x columns; `loads` are the turns on the device that the layer takes part in,
-    counted from 0; `mvms` are products for one input, None until one was seen."""
+    counted from 0; `mvms` are products for one input, None until one was seen; `share` is the layer's part of all
+    multiplications by weights, None until a pass was seen."""
 
     name: str
     kind: str
@@ -25,6 +25,7 @@ class LayerPlacement:
     loads: tuple[int, ...] = ()
     mvms: int | None = None
     reason: str = ""
+    share: float | None = None
 
     @property
     def on_device(self) -> bool:
@@ -33,13 +34,23 @@ class LayerPlacement:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """All rows in the order of the model, and what the device holds in all. `str()` is a table."""
+    """All rows in the order of the model, and what the device holds in all. `str()` is a table.
+
+    `inputs_share`: multiplications of inputs by inputs, which no device that holds weights can make, over all.
+    """
 
     layers: tuple[LayerPlacement, ...]
     tiles: int
     cells: int
     loads: int
     notes: tuple[str, ...] = ()
+    inputs_share: float | None = None
+
+    @property
+    def device_share(self) -> float | None:
+        """The part of all multiplications by weights that the device makes; None until a pass was seen."""
+        shares = [row.share for row in self.layers if row.on_device]
+        return None if None in shares else sum(share for share in shares if share is not None)
 
     @property
     def mvms(self) -> int | None:
@@ -63,27 +74,53 @@ class Placement:
         return replace(self, layers=rows, notes=(*self.notes, *notes))
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "mvms": self.mvms}
+        return {**asdict(self), "mvms": self.mvms, "device_share": self.device_share}
 
     def __str__(self) -> str:
-        streamed = self.loads > 1
-        rows = [("layer", "kind", "matrix", "tiles", *(["turns"] if streamed else []), "cells", "MVMs/input", "")]
-        rows += [_cells(row, streamed) for row in self.layers]
+        streamed, shared = self.loads > 1, self.device_share is not None
+        head = ("layer", "kind", "matrix", "tiles", *(["turns"] if streamed else []), "cells", "MVMs/input")
+        rows = [(*head, *(["MACs"] if shared else []), "")]
+        rows += [_cells(row, streamed, shared) for row in self.layers]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         turns = f", in {self.loads} turns" if self.loads > 1 else ""
         lines.append(f"{self.tiles} tiles, {self.cells} cells used{turns}")
+        if self.summary is not None:
+            lines.append(self.summary)
         return "\n".join([*lines, *self.notes])
 
+    @property
+    def summary(self) -> str | None:
+        """One line: how much of the network's work the device does, and what is left; None until a pass was seen."""
+        if self.device_share is None:
+            return None
+        left = [row for row in self.layers if not row.on_device and row.share]
+        listed = "; ".join(
+            f"{row.name} {percent(row.share)}" for row in sorted(left, key=lambda r: -(r.share or 0))[:3]
+        )
+        more = f" ({listed}{'; ...' if len(left) > 3 else ''} on the host)" if left else ""
+        inputs = f"; inputs by inputs, on the host: {percent(self.inputs_share)} of all" if self.inputs_share else ""
+        return f"the device makes {percent(self.device_share)} of the multiplications by weights{more}{inputs}"
 
-def _cells(row: LayerPlacement, streamed: bool) -> tuple[str, ...]:
-    turns = [_ranges(row.loads)] if streamed else []
+
+def percent(share: float | None) -> str:
+    """A share as people read it; a little is not nothing, and nearly all is not all."""
+    if share is None:
+        return ""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    return f"{min(value, 99.9) if share < 1 - 1e-9 else 100:.4g} %" if value >= 99.95 else f"{value:.3g} %"
+
+
+def _cells(row: LayerPlacement, streamed: bool, shared: bool) -> tuple[str, ...]:
+    turns, share = [_ranges(row.loads)] if streamed else [], [percent(row.share)] if shared else []
     if not row.on_device:
-        return (row.name, row.kind, "", "", *turns, "", "", f"host: {row.reason}")
+        return (row.name, row.kind, "", "", *turns, "", "", *share, f"host: {row.reason}")
     groups, rows, cols = row.matrix or (0, 0, 0)
     matrix = f"{groups} x {rows} x {cols}" if groups > 1 else f"{rows} x {cols}"
     mvms = "" if row.mvms is None else str(row.mvms)
-    return (row.name, row.kind, matrix, _ranges(row.tiles), *turns, str(row.cells), mvms, "")
+    return (row.name, row.kind, matrix, _ranges(row.tiles), *turns, str(row.cells), mvms, *share, "")
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -97,24 +134,32 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def report(
-    candidates: Sequence[Candidate], placed: Mapping[str, Placed], array: TileArray, host: Sequence[str]
-) -> Placement:
+def report(products: NetworkProducts) -> Placement:
     """The report of a deployment."""
-    rows = []
-    for candidate in candidates:
-        kind = type(candidate.module).__name__
-        spot = placed.get(candidate.name)
-        if spot is None:
-            rows.append(LayerPlacement(candidate.name, kind, reason=candidate.reason))
-            continue
-        shape = spot.shape
-        rows.append(
-            LayerPlacement(
-                candidate.name, kind, (shape.groups, shape.rows, shape.cols), spot.tiles, len(spot.blocks),
-                spot.cells, spot.loads,
-            )
-        )  # fmt: skip
-    notes = tuple(f"host pattern '{p}' matches no layer of this model" for p in unmatched(candidates, host))
-    cells = sum({id(p): p.cells for p in placed.values()}.values())
-    return Placement(tuple(rows), len({tile for _, tile in array.layouts}), cells, array.loads, notes)
+    found, seen, array = [*products.rows()], products.first_pass, products.array
+    total = 0 if seen is None else seen.macs.total() + seen.others.total()
+
+    def share(macs: int | None) -> float | None:
+        return None if macs is None or seen is None else macs / max(1, total)
+
+    rows = [_row(row, share(row.macs)) for row in found]
+    if seen is not None:
+        rows += [
+            LayerPlacement(name, "function", reason="no device can make this product", share=share(macs))
+            for name, macs in seen.others.items()
+        ]
+    notes = tuple(
+        f"host pattern '{p}' matches no layer of this model" for p in unmatched({r.name for r in found}, products.host)
+    )
+    cells = sum({id(row.placed): row.placed.cells for row in found if row.placed is not None}.values())
+    inputs = None if seen is None else seen.inputs.total() / max(1, total + seen.inputs.total())
+    more = tuple(products.warnings())
+    return Placement(tuple(rows), len({tile for _, tile in array.layouts}), cells, array.loads, (*notes, *more), inputs)
+
+
+def _row(row: Row, share: float | None) -> LayerPlacement:
+    if row.placed is None:
+        return LayerPlacement(row.name, row.kind, reason=row.reason, share=share)
+    shape, spot = row.placed.shape, row.placed
+    matrix = (shape.groups, shape.rows, shape.cols)
+    return LayerPlacement(row.name, row.kind, matrix, spot.tiles, len(spot.blocks), spot.cells, spot.loads, share=share)

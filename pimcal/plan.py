@@ -132,7 +132,7 @@ def plan(
 def simulate(model: nn.Module, profile: Profile, policy: Policy, seed: int, wanted: Plan) -> Iterator[Sample]:
     """One policy on one device, sample by sample."""
     with open_device(profile) as device:
-        net = deploy(model, device)
+        net = deploy(model, device, next(iter(wanted.images.evaluation)))
         meter, clock, tally = _Meter(net, wanted), Clock(), Tally()
         operator = _operator(net, policy, seed, wanted, clock, tally)
         due_s = 0.0 if operator else math.inf

@@ -23,7 +23,8 @@ from pimcal.recipes import Recipe, with_references, with_seed
 class Cell:
     """One row of a sweep: the metric's value, and the images and products its calibration used.
 
-    `notes`: what the placement has to say, such as a `host` pattern that matches no layer.
+    `device_share`: the part of all multiplications by weights that the device made. `notes`: what the placement has to
+    say, such as a `host` pattern that matches no layer.
     """
 
     setting: dict[str, Any]
@@ -32,6 +33,7 @@ class Cell:
     value: float
     images: int
     mvms: int
+    device_share: float | None = None
     notes: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
@@ -98,12 +100,13 @@ def _run(
     data: Iterable[Any],
     calibration: Callable[[Recipe], Sequence[Any]],
     metric: Metric,
-) -> tuple[float, int, int, tuple[str, ...]]:
+) -> tuple[float, int, int, float | None, tuple[str, ...]]:
     with open_device(profile) as device:
-        net = deploy(model, device)
+        net = deploy(model, device, next(iter(data)))
         images = mvms = 0
         if recipe.method is not None:
             record = calibrate(net, calibration(recipe), recipe.method)
             net.apply(record)
             images, mvms = record.made_with.images, record.made_with.mvms
-        return evaluate(net, data, metric).value, images, mvms, net.placement.notes
+        found = evaluate(net, data, metric)
+        return found.value, images, mvms, found.device_share, net.placement.notes

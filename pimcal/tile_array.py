@@ -36,7 +36,8 @@ class TileArray:
     def __init__(self, device: Device, references: ReferenceColumns) -> None:
         self.device = device
         self.references = references
-        self._owner = next(device.owners)
+        self.lease = device.tiles.lease()
+        self._owner = self.lease.owner
         self._images = TileImages(device.capabilities, references)
         self._steps: list[Step] = []
         self._first: dict[tuple[int, int], Step] = {}  # that uses a load's tile
@@ -70,15 +71,28 @@ class TileArray:
 
     def start(self) -> None:
         """Program the first load. Call it when all layers are planned."""
+        self.connect()
+        if not self._steps:  # all there is comes up when the network runs
+            return
+        feed = self._feed_from(self._steps[0])
+        while feed.load == 0 and feed.tiles:
+            self._write(feed.take(), self.device.program)
+
+    def connect(self) -> None:
+        """Find out which steps follow one another on each tile. Call it when further layers are planned."""
+        self._feed = None
         self._ahead = self.loads > 1
         busy: dict[int, Step] = {}
         for load, tile in sorted(self._last):
             before = self._last_before[load, tile] = busy.get(tile)
             last = self._last[load, tile]
             busy[tile] = last if before is None or before.number < last.number else before
-        feed = self._feed_from(self._steps[0])
-        while feed.load == 0 and feed.tiles:
-            self._write(feed.take(), self.device.program)
+
+    def forget(self, tiles: Iterable[int]) -> None:
+        """What is on these tiles is to be programmed anew before it is used."""
+        self._feed = None
+        for tile in tiles:
+            self.device.resident.pop(tile, None)
 
     @property
     def layouts(self) -> dict[tuple[int, int], TileLayout]:

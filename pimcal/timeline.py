@@ -31,7 +31,8 @@ class Reading:
     """One row of a timeline: the metric's value `time_s` seconds after programming.
 
     `images` and `mvms`: the images and matrix-vector products that the method took at that moment, to calibrate and to
-    measure drift. `notes`: what there is to say about the device, not about this row.
+    measure drift. `device_share`: the part of all multiplications by weights that the device made. `notes`: what there
+    is to say about the device, not about this row.
     """
 
     time_s: float
@@ -40,6 +41,7 @@ class Reading:
     value: float
     images: int
     mvms: int
+    device_share: float | None = None
     notes: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def _age(
 ) -> Iterator[Reading]:
     """The life of one device."""
     with open_device(profile) as device:
-        net = deploy(model, device)
+        net = deploy(model, device, next(iter(data)))
         _check_stays(net)
         for recipe in recipes:
             if recipe.method is not None:
@@ -144,10 +146,10 @@ def _age(
             moment = device.state_dict()
             for recipe in recipes:
                 with _corrected(net, recipe, calibration) as (images, mvms):
-                    value = evaluate(net, data, metric).value
+                    found = evaluate(net, data, metric)
                 if moment:
                     device.load_state_dict(moment)
-                yield Reading(time_s, recipe.name, seed, value, images, mvms, notes)
+                yield Reading(time_s, recipe.name, seed, found.value, images, mvms, found.device_share, notes)
 
 
 @contextmanager

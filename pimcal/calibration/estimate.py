@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from pimcal.attention import named_layers
 from pimcal.batches import batch_size, first_images
 from pimcal.calibration.methods import Method
 from pimcal.calling import call_with, device_of
@@ -30,10 +26,9 @@ class CostEstimate:
 
 def vectors_per_input(net: Deployment, batch: Any) -> dict[str, int]:
     """How many vectors one input gives each device layer, seen by running the digital model on one of them."""
-    counts: dict[str, int] = {}
-    with _counting(net, counts):
-        call_with(net.reference, first_images(batch, 1), device_of(net))
-    return counts
+    one = first_images(batch, 1)
+    found = net.products.look(lambda: call_with(net.reference, one, device_of(net)))
+    return {name: found.vectors[name] for name in net.layers if name in found.vectors}
 
 
 def estimate(
@@ -75,24 +70,3 @@ def _device_seconds(net: Deployment, mvms: int, digital: float) -> float | None:
     if capabilities.effective_weights:
         return digital
     return mvms * cost.seconds / cost.mvms if cost.mvms else None
-
-
-@contextmanager
-def _counting(net: Deployment, counts: dict[str, int]) -> Iterator[None]:
-    layers = dict(named_layers(net.reference))
-    handles = [layers[name].register_forward_hook(_counter(net, name, counts), with_kwargs=True) for name in net.layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _counter(net: Deployment, name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Any, Tensor], None]:
-    view = net.layers[name].matrix.view
-
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        x = args[0] if args else kwargs["input"]
-        counts[name] = counts.get(name, 0) + view.positions(x, output)
-
-    return hook

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,15 +14,20 @@ from torch import Tensor, nn
 from pimcal.attention import named_layers
 from pimcal.corrections import norms_of
 from pimcal.deployment import Deployment
+from pimcal.network_products import NetworkProducts
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A module's input (normalisations) or output (layers), and the dimension of its channels."""
+    """A module's input (normalisations) or output (layers), and the dimension of its channels.
+
+    `products`: set for a layer whose products no module's own `forward` makes; they are tapped there.
+    """
 
     name: str
     is_norm: bool
     channel_dim: int = 1
+    products: NetworkProducts | None = None
 
 
 Tap = Callable[[Point, Tensor], Tensor]
@@ -34,25 +40,30 @@ def norm_points(net: Deployment) -> list[Point]:
 
 def layer_points(net: Deployment) -> list[Point]:
     """The outputs of all device layers."""
-    return [Point(name, is_norm=False, channel_dim=layer.matrix.view.channel_dim) for name, layer in net.layers.items()]
+    products = net.products
+    return [
+        Point(name, False, layer.matrix.view.channel_dim, products if products.is_functional(name) else None)
+        for name, layer in net.layers.items()
+    ]
 
 
 @contextmanager
 def tapped(model: nn.Module, points: list[Point], tap: Tap) -> Iterator[None]:
     """Within the block, `tap(point, tensor)` sees every tensor at the points; what it returns goes on (layers only)."""
     modules = dict(named_layers(model))
-    handles = []
-    for point in points:
-        module = modules[point.name]
-        if point.is_norm:
-            handles.append(module.register_forward_pre_hook(_norm_hook(point, tap), with_kwargs=True))
-        else:
-            handles.append(module.register_forward_hook(_layer_hook(point, tap)))
-    try:
+    with ExitStack() as stack:
+        for point in points:
+            if point.products is not None:
+                continue
+            module = modules[point.name]
+            if point.is_norm:
+                handle = module.register_forward_pre_hook(_norm_hook(point, tap), with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(_layer_hook(point, tap))
+            stack.callback(handle.remove)
+        for products in {p.products for p in points if p.products is not None}:
+            stack.enter_context(products.tapped({p.name: partial(tap, p) for p in points if p.products is products}))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _norm_hook(point: Point, tap: Tap) -> Callable[[nn.Module, Any, Any], None]:

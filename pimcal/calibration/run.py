@@ -56,6 +56,7 @@ def calibrate(
     method = method or settings.method
     batches = list(batches)
     images = count_images(batches)
+    net.settle(batches[0])
     before, start, interlude = net.device.cost.copy(), clock(), Interlude(net.device, pause)
     with net.uncorrected():
         corrections = find_corrections(

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ from pimcal.cli import (
     timeline,
     why,
 )
-from pimcal.errors import PimcalError, StorageError
+from pimcal.errors import PimcalError, PlacementWarning, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -73,6 +74,7 @@ def build() -> typer.Typer:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", category=PlacementWarning)  # commands print what it says as notes
     debug = "--debug" in sys.argv or bool(os.environ.get("PIMCAL_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:

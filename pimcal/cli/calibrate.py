@@ -114,20 +114,22 @@ def calibrate(
         o.check_calibration_images(subject.model, found.calibration)
         chosen = o.choose_metric(metric, found.held_out.has_labels)
         with open_device(subject.profile) as device, _opened(store) as kept:
-            net = deploy(subject.model, device)
+            net = deploy(subject.model, device, next(iter(found.held_out)))
             for remark in net.placement.notes:
                 note(remark)
             if kept is not None:
                 in_force = _active(kept, net, force)
             if in_force is not None:
                 net.apply(in_force, force=force)
+            placement = net.placement
             verdict, divergences = _run(net, found, method, chosen, max_drop, seed, divergence)
             generation = None if kept is None else _keep(kept, verdict, device.cost)
     path = verdict.record.save(file) if verdict.activated and file is not None else None
     if as_json:
-        print_json(_as_json(verdict, divergences, path, generation))
+        print_json(_as_json(verdict, divergences, path, generation) | {"device_share": placement.device_share})
     else:
         _print(verdict, divergences, path, generation)
+        typer.echo(placement.summary)
 
 
 def _check_out(file: Path) -> None:

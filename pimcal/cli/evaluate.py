@@ -56,7 +56,7 @@ def evaluate(
         kept = s.open_reader(store)
         generation = None
         with open_device(subject.profile) as device:
-            net = deploy(subject.model, device)
+            net = deploy(subject.model, device, next(iter(batches)))
             for remark in net.placement.notes:
                 note(remark)
             if corrections is not None:
@@ -66,6 +66,7 @@ def evaluate(
             total = estimate(net, next(iter(batches)), batches.images).mvms
             with mvm_bar("evaluating", total, lambda: device.cost.mvms):
                 result = run(net, batches, chosen)
+            summary = net.placement.summary
     if result.not_finite:
         note(
             f"for {result.not_finite} of {result.images} images the network gave NaN or infinity on this device; "
@@ -77,7 +78,7 @@ def evaluate(
         return
     value = shown(result.metric, result.value)
     typer.echo(f"{result.metric} {value} on {subject.profile.name} ({result.images} images)")
-    typer.echo(f"{result.mvms:,} MVMs in {result.seconds:.1f} s")
+    typer.echo(f"{result.mvms:,} MVMs in {result.seconds:.1f} s; {summary}")
 
 
 def _apply_active(store: Store, net: Deployment, force: bool) -> Generation | None:

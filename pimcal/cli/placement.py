@@ -44,7 +44,7 @@ def placement(
         if batch is not None:
             o.check_input(subject.model, batch)
         with open_device(subject.profile) as device:
-            net = deploy(subject.model, device)
+            net = deploy(subject.model, device, batch)
             found = net.placement
             if batch is not None:
                 found = found.with_positions(vectors_per_input(net, batch))

@@ -129,8 +129,9 @@ class Access:
                 self._mvms, self._active, self.keeper = self.mvms, keeper.active, None
 
     def _keeper(self, subject: Subject, device: Device) -> Keeper:
+        example = subject.images(subject.profile).held_out[0]
         return Keeper(
-            deploy(subject.model, device), subject, self._store, self._guests, self._job.clock.now,
+            deploy(subject.model, device, example), subject, self._store, self._guests, self._job.clock.now,
             registry.default().triggers(), anew=self._job.anew and self._active is None, changed=self._changed,
             notes=self.notes, fallback=self._active,
         )  # fmt: skip

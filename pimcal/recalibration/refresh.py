@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pimcal.attention import named_layers
 from pimcal.calling import call_with, device_of
 from pimcal.corrections import Corrections
 from pimcal.deployment import Deployment
-from pimcal.layers import LayerForward
+from pimcal.forms import Product
+from pimcal.layers import DeviceLayer
 from pimcal.placement import Block
 from pimcal.recalibration.golden import Answer, Spot
 from pimcal.recalibration.probe import Accepted, AcceptedTile, Probe
@@ -64,31 +64,30 @@ def _fit(tile: AcceptedTile, now: Tensor, gain_trust: float, offset_trust: float
 
 def refreshed_layers(net: Deployment, changes: Mapping[Spot, TileChange], batch: Any) -> Corrections:
     """The layers' gains and offsets that undo `changes`, on top of those in force. `batch`: calibration images."""
-    sums = _mean_input_sums(net, batch)
+    sums, biases = _inputs_seen(net, batch)
     return {
-        name: _refreshed(layer, changes, sums[name])
+        name: _refreshed(layer, changes, sums[name], biases[name])
         for name, layer in net.layers.items()
         if name in sums and any((b.load, b.tile) in changes for b in layer.matrix.placed.blocks)
     }
 
 
 def _refreshed(
-    layer: LayerForward, changes: Mapping[Spot, TileChange], sums: Mapping[Block, float]
+    layer: DeviceLayer, changes: Mapping[Spot, TileChange], sums: Mapping[Block, float], bias: Tensor | None
 ) -> dict[str, Tensor]:
     """From y = g * (z + b - b) + s + b, as it is now, back to z + b, and then what was in force."""
     matrix = layer.matrix
     gain, added = _columns(layer, changes, sums)
     former = layer.correction
     like = former.gain if former else torch.ones(matrix.view.channels)
-    bias = layer.layer.bias
-    b = torch.zeros_like(like) if bias is None else torch.as_tensor(bias).detach().to(like)
+    b = torch.zeros_like(like) if bias is None else bias.detach().to(like)
     gain, added = gain.to(like), added.to(like)
     old_gain, old_offset = (former.gain, former.offset) if former else (torch.ones_like(like), torch.zeros_like(like))
     return {"gain": old_gain / gain, "offset": old_gain * (b - (b + added) / gain) + old_offset}
 
 
 def _columns(
-    layer: LayerForward, changes: Mapping[Spot, TileChange], sums: Mapping[Block, float]
+    layer: DeviceLayer, changes: Mapping[Spot, TileChange], sums: Mapping[Block, float]
 ) -> tuple[Tensor, Tensor]:
     """Each channel's gain, over the tiles that hold its rows, and the mean of what was added to its output."""
     matrix = layer.matrix
@@ -110,28 +109,20 @@ def _columns(
 
 
 @torch.no_grad()
-def _mean_input_sums(net: Deployment, batch: Any) -> dict[str, dict[Block, float]]:
-    """For each layer and block the mean, over images and positions, of the sum of the inputs that its rows see."""
-    found: dict[str, dict[Block, float]] = {}
+def _inputs_seen(net: Deployment, batch: Any) -> tuple[dict[str, dict[Block, float]], dict[str, Tensor | None]]:
+    """By layer: for each block the mean, over images and positions, of the sum of its rows' inputs; and the bias."""
+    sums: dict[str, dict[Block, float]] = {}
+    biases: dict[str, Tensor | None] = {}
 
-    def hook_for(name: str) -> Any:
-        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            x = args[0] if args else kwargs["input"]
-            found.setdefault(name, _sums(net.layers[name], x))
+    def see(name: str, product: Product) -> None:
+        if name in net.layers and name not in sums:
+            sums[name], biases[name] = _sums(net.layers[name], product.x), product.bias
 
-        return hook
-
-    layers = dict(named_layers(net.reference))
-    handles = [layers[name].register_forward_hook(hook_for(name), with_kwargs=True) for name in net.layers]
-    try:
-        call_with(net.reference, batch, device_of(net))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    net.products.look(lambda: call_with(net.reference, batch, device_of(net)), see)
+    return sums, biases
 
 
-def _sums(layer: LayerForward, x: Tensor) -> dict[Block, float]:
+def _sums(layer: DeviceLayer, x: Tensor) -> dict[Block, float]:
     view, placed = layer.matrix.view, layer.matrix.placed
     x, _ = view.batched(x.float())
     means: dict[tuple[int, int], Tensor] = {}
@@ -143,6 +134,6 @@ def _sums(layer: LayerForward, x: Tensor) -> dict[Block, float]:
     return {block: float(means[block.start, block.stop][block.group]) for block in placed.blocks}
 
 
-def _product(layer: LayerForward, x: Tensor, ones: Tensor, start: int, stop: int) -> Tensor:
+def _product(layer: DeviceLayer, x: Tensor, ones: Tensor, start: int, stop: int) -> Tensor:
     columns = layer.matrix.view.product(x, ones, start, stop)  # [n, groups, 1, l]
     return columns.mean((0, 2, 3))

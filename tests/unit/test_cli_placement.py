@@ -35,8 +35,8 @@ def test_people_get_a_table_and_the_sum(lab, pimcal_run):
     host = ("-O", 'host=["11", "tail"]')
     done = pimcal_run("placement", *lab.on("ideal", data=False), *host, "--input-shape", "1,6,6")
     head, *rows, last = done.out.splitlines()
-    assert head.split() == ["layer", "kind", "matrix", "tiles", "cells", "MVMs/input"]
-    assert rows[0].split() == ["0", "Conv2d", "9", "x", "8", "0", "72", "36"]
+    assert head.split() == ["layer", "kind", "matrix", "tiles", "cells", "MVMs/input", "MACs"]
+    assert rows[0].split() == ["0", "Conv2d", "9", "x", "8", "0", "72", "36", "5.84", "%"]
     assert rows[3].split("  ")[-1].strip() == "host: kept by host pattern '11'"
     assert "host pattern 'tail' matches no layer of this model" in done.out
     assert last == "108 MVMs for one input"

@@ -24,7 +24,6 @@ def test_modules_without_a_matrix_are_not_mentioned():
         (nn.LSTM(3, 4), "LSTM multiplies inside one torch function, step by step"),
         (nn.GRUCell(3, 4), "GRUCell multiplies inside one torch function, step by step"),
         (nn.Bilinear(2, 2, 2), "Bilinear uses its weights in its own code"),
-        (nn.ConvTranspose3d(2, 2, 2), "ConvTranspose3d uses its weights in its own code"),
         (nn.Linear(2, 2, dtype=torch.complex64), "its weights are torch.complex64"),
     ],
 )
@@ -80,7 +79,7 @@ def test_a_host_pattern_covers_the_layers_inside_its_match():
 def test_a_pattern_that_matches_nothing_is_found():
     candidates = survey(nn.Sequential(nn.Linear(2, 2)), ["fc", "0"])
 
-    assert unmatched(candidates, ["fc", "0"]) == ["fc"]
+    assert unmatched([c.name for c in candidates], ["fc", "0"]) == ["fc"]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

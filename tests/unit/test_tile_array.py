@@ -14,6 +14,7 @@ from torch import nn
 
 import pimcal
 from pimcal.device import Device
+from pimcal.errors import ConfigError
 from pimcal.ideal import Ideal
 
 SMALL = {"tiles.count": 1, "tiles.rows": 12, "tiles.cols": 10}
@@ -61,14 +62,41 @@ def test_a_load_that_is_on_the_device_is_not_programmed_again(open_backend):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, SMALL, FIVE])
-def test_two_networks_on_one_device_never_use_each_others_weights(open_backend, options):
+@pytest.mark.parametrize("options", [{}, {"tiles.rows": 8, "tiles.cols": 8, "tiles.count": 12}])
+def test_two_networks_on_one_device_have_tiles_of_their_own(open_backend, options):
     device = open_backend("ideal", options)
     models, x = (network(), network()), torch.randn(4, 6)
     nets = [pimcal.deploy(model, device) for model in models]
+    cells = device.cost.programmed_cells
 
     for model, net in (*zip(models, nets, strict=True), *zip(models, nets, strict=True)):
         torch.testing.assert_close(net(x), model(x), rtol=1e-4, atol=1e-5)
+    assert not {*nets[0].array.resident} & {*nets[1].array.resident}
+    assert device.cost.programmed_cells == cells
+
+
+@pytest.mark.parametrize("options", [SMALL, FIVE])
+def test_a_second_network_that_does_not_fit_is_refused_before_anything_is_programmed(open_backend, options):
+    device, x = open_backend("ideal", options), torch.randn(4, 6)
+    first = pimcal.deploy(network(), device)
+    cells, resident = device.cost.programmed_cells, dict(device.resident)
+
+    with pytest.raises(ConfigError, match=r"more tiles than are free: .* hold \d of the device's \d; call release\(\)"):
+        pimcal.deploy(network(), device)
+
+    assert device.cost.programmed_cells == cells
+    assert device.resident == resident
+    first.release()
+    model = network()
+    torch.testing.assert_close(pimcal.deploy(model, device)(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_nobody_uses_any_more_gives_its_tiles_back(open_backend):
+    device = open_backend("ideal", SMALL)
+    net = pimcal.deploy(network(), device)
+    del net
+
+    pimcal.deploy(network(), device)
 
 
 @torch.no_grad()
@@ -155,6 +183,7 @@ REFERENCES = st.sampled_from([{}, {"references.offset": 1, "references.gain": 1}
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the model did not call")
 @settings(max_examples=50)
 @given(networks(), TILES, REFERENCES, st.booleans())
 def test_a_streamed_network_is_exact_whatever_it_is_cut_into(open_backend, case, tiles, references, effective):
@@ -166,6 +195,7 @@ def test_a_streamed_network_is_exact_whatever_it_is_cut_into(open_backend, case,
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the model did not call")
 @settings(max_examples=50)
 @given(networks(), TILES, st.sampled_from([{}, {"device.signed_inputs": False, "device.signed_weights": False}]))
 def test_a_streamed_network_is_as_good_as_one_that_fits_on_a_device_of_integers(open_backend, case, tiles, signs):
@@ -181,6 +211,7 @@ def test_a_streamed_network_is_as_good_as_one_that_fits_on_a_device_of_integers(
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the model did not call")
 @settings(max_examples=50)
 @given(networks(), TILES, REFERENCES, st.booleans())
 def test_each_tile_is_programmed_once_for_each_of_its_turns(open_backend, case, tiles, references, effective):
@@ -266,6 +297,7 @@ class Calls(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the model did not call")
 @settings(max_examples=50)
 @given(
     st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=4),
@@ -307,14 +339,18 @@ def test_a_network_that_comes_back_to_earlier_layers_is_not_programmed_ahead_aga
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("order", "count", "programmed"), [([0, 1, 3, 4], 1, 3), ([0, 4], 3, 1)])
-def test_layers_that_are_not_called_are_not_programmed_once_that_is_known(open_backend, order, count, programmed):
+@pytest.mark.filterwarnings("ignore:the model did not call")
+@pytest.mark.parametrize(("order", "count", "programmed"), [([0, 1, 3, 4], 1, 4), ([0, 4], 3, 0)])
+def test_layers_that_are_not_called_have_no_tiles_once_that_is_known(open_backend, order, count, programmed):
     model, x = Calls(order), torch.randint(-3, 4, (2, 6)).float()
     net, backend = streaming(open_backend, model, FIVE | {"tiles.count": count})
+    net(x)
+    net(x)
     backend.calls.clear()
 
     assert torch.equal(net(x), model(x))
-    assert len(backend.of("program", "ahead")) == programmed  # the first load was there
+    assert len(backend.of("program", "ahead")) == programmed
+    assert [row.name for row in net.placement.layers if row.on_device] == [f"layers.{i}" for i in order]
 
 
 @torch.no_grad()
@@ -379,6 +415,7 @@ class Interrupted(Streaming):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:the model did not call")
 @settings(max_examples=50)
 @given(networks(), TILES, st.integers(1, 12))
 def test_a_tile_whose_programming_was_interrupted_is_programmed_again(open_backend, case, tiles, left):
