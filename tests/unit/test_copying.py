@@ -200,5 +200,5 @@ def test_values_of_sparse_and_quantised_tensors_count():
 
 
 def test_a_model_without_memory_is_refused(open_backend):
-    with pytest.raises(DataError, match="0.weight is on torch's meta device and has no values"):
+    with pytest.raises(DataError, match=r"0\.weight is on torch's meta device and has no values"):
         pimcal.deploy(nn.Sequential(nn.Linear(2, 2, device="meta")), open_backend("ideal"))

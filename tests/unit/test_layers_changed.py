@@ -95,7 +95,7 @@ def test_a_weight_of_another_size_after_deployment_is_refused(open_backend, laye
     net = pimcal.deploy(nn.Sequential(layer), open_backend("ideal"))
     net.module[0].weight = nn.Parameter(layer.weight[:3].clone())
 
-    with pytest.raises(UsageError, match="layer 0 was changed after it was deployed.*deploy the changed model"):
+    with pytest.raises(UsageError, match=r"layer 0 was changed after it was deployed.*deploy the changed model"):
         net(x)
 
 
