@@ -9,62 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pimcal.projection import OpenedForward, Projection
+
 PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class Projection(nn.Module):
-    """One of an attention's projections: y = x W^T + b with the attention's own parameters."""
-
-    def __init__(self, attention: nn.MultiheadAttention, part: str) -> None:
-        super().__init__()
-        self._owner = (attention,)  # in a tuple, so that it is not registered as a child
-        self._part = part
-
-    @property
-    def attention(self) -> nn.MultiheadAttention:
-        """The module whose parameters these are."""
-        return self._owner[0]
-
-    @property
-    def weight(self) -> Tensor:
-        attention = self.attention
-        if self._part == "out_proj":
-            return attention.out_proj.weight
-        if attention.in_proj_weight is None:
-            weight: Tensor = getattr(attention, f"{self._part}_weight")
-            return weight
-        return attention.in_proj_weight.chunk(3)[PARTS.index(self._part)]
-
-    @property
-    def bias(self) -> Tensor | None:
-        attention = self.attention
-        if self._part == "out_proj":
-            return attention.out_proj.bias
-        return None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[PARTS.index(self._part)]
-
-    def sources(self) -> tuple[Tensor, ...]:
-        """The attention's own parameter that the weight is, or is a part of."""
-        attention = self.attention
-        if self._part == "out_proj":
-            return (attention.out_proj.weight,)
-        whole: Tensor | None = attention.in_proj_weight
-        return (getattr(attention, f"{self._part}_weight") if whole is None else whole,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+def _projection(attention: nn.MultiheadAttention, part: str) -> Projection:
+    return Projection(attention, partial(_weight, part=part), partial(_bias, part=part))
 
 
-class AttentionForward:
-    """Takes the place of `nn.MultiheadAttention.forward`, with its signature and results."""
+def _weight(attention: nn.MultiheadAttention, part: str) -> Tensor:
+    if part == "out_proj":
+        return attention.out_proj.weight
+    if attention.in_proj_weight is None:
+        weight: Tensor = getattr(attention, f"{part}_weight")
+        return weight
+    return attention.in_proj_weight.chunk(3)[PARTS.index(part)]
+
+
+def _bias(attention: nn.MultiheadAttention, part: str) -> Tensor | None:
+    if part == "out_proj":
+        return attention.out_proj.bias
+    return None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[PARTS.index(part)]
+
+
+class AttentionForward(OpenedForward):
+    """Takes the place of `nn.MultiheadAttention.forward`."""
+
+    replaced = ("out_proj",)  # its Linear is never called: the projection is
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         self.attention = attention
-        self.parts = {part: Projection(attention, part) for part in PARTS}
+        self.parts = {part: _projection(attention, part) for part in PARTS}
 
     def __call__(
         self,
@@ -94,13 +76,6 @@ class AttentionForward:
         return self.parts["out_proj"](y.transpose(0, 1) if swap else y), weights
 
 
-def open_attention(model: nn.Module) -> None:
-    """Let every multi-head attention of `model` compute through projections that are layers."""
-    for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward:
-            module.forward = AttentionForward(module)  # type: ignore[method-assign]
-
-
 @contextmanager
 def own_attention() -> Iterator[None]:
     """Keep torch's transformer layers from computing their layers inside one fused function."""
@@ -110,16 +85,3 @@ def own_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, an opened attention's projections among them, in the order of the model."""
-    opened: set[str] = set()
-    for name, module in model.named_modules():
-        if name in opened:
-            continue
-        yield name, module
-        if isinstance(module.forward, AttentionForward):
-            opened.add(f"{name}.out_proj".lstrip("."))  # its Linear is never called: the projection is
-            for part, projection in module.forward.parts.items():
-                yield f"{name}.{part}".lstrip("."), projection

@@ -39,9 +39,12 @@ def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _computed_tensors(value: Any) -> Iterator[Tensor]:
     """Tensors that torch does not copy, as they were computed with gradients: pruned or normalised weights."""
-    for item in value.values():
-        if isinstance(item, Tensor) and not item.is_leaf:
-            yield item
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, Tensor):
+            if not item.is_leaf:
+                yield item
+        elif isinstance(item, dict | list | tuple):
+            yield from _computed_tensors(item)
 
 
 def _uncompiled(model: nn.Module, memo: dict[int, Any]) -> None:

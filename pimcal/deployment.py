@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pimcal.attention import open_attention, own_attention
+from pimcal.attention import own_attention
 from pimcal.batches import first_images
 from pimcal.calling import call_with, device_of
 from pimcal.copying import copy_model, plain_name
@@ -23,6 +23,7 @@ from pimcal.events import BatchServed, RecordActivated, RecordReverted
 from pimcal.fingerprint import model_hash
 from pimcal.layers import DeviceLayer
 from pimcal.network_products import NetworkProducts
+from pimcal.opened import open_layers
 from pimcal.placement_report import Placement, report
 from pimcal.record import Record, check_fits
 from pimcal.registry import emit
@@ -229,7 +230,9 @@ class Deployment(nn.Module):
             ours = self.module.get_parameter(name)
             if theirs is not None and not torch.equal(theirs.to(ours), ours):
                 raise DataError(f"state has other weights for {name} than the device holds; deploy that model instead")
-        return super().load_state_dict(state_dict, strict, assign)
+        found = super().load_state_dict(state_dict, strict, assign)
+        self.products.restamp()
+        return found
 
     @property
     def _layout(self) -> str:
@@ -246,10 +249,9 @@ class Deployment(nn.Module):
 def deploy(model: nn.Module, device: Device, example: Any = None) -> Deployment:
     """Put `model` on `device`. The model itself is not changed and stays the digital reference.
 
-    Weights are programmed now. Deploy again after changing the model: the digital reference shares its memory, while
-    the device keeps what was programmed. Other methods than the call itself want `with net.session():` around them.
-    Layers that the profile's `host:` patterns name, and those that no device can
-    compute, stay digital: see `Deployment.placement`.
+    Weights are programmed now, and again when a product finds them changed, which a `PlacementWarning` says. Other
+    methods than the call itself want `with net.session():` around them. Layers that the profile's `host:` patterns name,
+    and those that no device can compute, stay digital: see `Deployment.placement`.
 
     `example` is a batch (`x`, `(x, y)` or a dict of inputs). The digital model runs on its first images, so that the
     device gets just the products that the model makes, whoever's code makes them. Without it layers of torch's own are
@@ -287,7 +289,7 @@ def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     twin = copy_model(model, memo)
     twin.eval()  # what it returns is the user's code's affair
     twin.requires_grad_(False)
-    open_attention(twin)
+    open_layers(twin)
     return twin
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pimcal.attention import named_layers
 from pimcal.forms import Product, attention_macs, read_inputs
 from pimcal.functional import DeviceProducts, Weight, Weights
+from pimcal.opened import named_layers
 from pimcal.origins import Origin, tensors_of
 from pimcal.watch import Watch
 
@@ -116,6 +116,9 @@ class _Finder:
         if self._inside:
             self._inside.pop()
 
+    def takes_constant(self, product: Product) -> bool:
+        return False
+
     def count_changing(self, function: str, macs: int) -> None:
         """A product with a weight that differs at each call."""
         self.found.others[f"{function} in {self.module or 'the model'}, by a weight that differs at each call"] += macs
@@ -176,6 +179,9 @@ class _DigitalFinder(_Finder):
         self._see(layer, product)
         self.found.count(layer, vectors, product.macs_each)
         return result
+
+    def takes_constant(self, product: Product) -> bool:
+        return self._is_own(product.operand)  # on the device its `forward` is replaced, whatever it is called with
 
     def _is_own(self, operand: Tensor) -> bool:
         if self.module not in self._own:

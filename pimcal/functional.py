@@ -149,6 +149,9 @@ class DeviceProducts:
         y = weight.layer.run(product.x, product.bias, product.view)
         return product.finish(_tapped(self._taps, weight.layer.name, y))
 
+    def takes_constant(self, product: Product) -> bool:
+        return False
+
     def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
         return digital()
 
@@ -169,6 +172,9 @@ class DigitalProducts:
         matrices = product.view.matrix(product.weight).transpose(0, 1).flatten(1)
         y = product.view.fused(product.x, matrices, product.bias)
         return product.finish(_tapped(self._taps, weight.layer.name, y))
+
+    def takes_constant(self, product: Product) -> bool:
+        return False
 
     def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
         return digital()

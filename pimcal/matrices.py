@@ -381,7 +381,7 @@ def geometry_of(layer: Any, output_padding: Sequence[int] | None = None) -> Conv
 
     Attributes may have been changed since the layer was made. `output_padding` replaces a transposed convolution's.
     """
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, _CONVOLUTIONS):
         return None
     kernel = layer.weight.shape[2:]
     if isinstance(layer, _TRANSPOSED):

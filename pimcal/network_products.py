@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pimcal.attention import Projection
 from pimcal.device import Device
 from pimcal.device_weights import DeviceWeights
 from pimcal.discovery import DeviceFinder, Pass, See, discover
@@ -26,6 +25,7 @@ from pimcal.layers import DeviceLayer, LayerForward
 from pimcal.matrices import MatrixView
 from pimcal.origins import Origin, Origins
 from pimcal.placement import Placed
+from pimcal.projection import Projection
 from pimcal.survey import KEPT, Candidate, check_finite, kept_by, survey
 from pimcal.tile_array import TileArray
 from pimcal.watch import Watch
@@ -173,13 +173,15 @@ class NetworkProducts:
         for candidate in self._surveyed.values():
             if isinstance(candidate.module.forward, LayerForward):
                 candidate.module.forward.stamp.renew()
+        for weight in self._known:
+            weight.rebind(weight.values)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that the device holds."""
         for name, candidate in self._surveyed.items():
             if name in self.layers:
                 module = candidate.module
-                yield from (module.attention if isinstance(module, Projection) else module).parameters()
+                yield from (module.owner if isinstance(module, Projection) else module).parameters()
 
     def _foreign(self, first_pass: Pass) -> list[str]:
         """Layers that were called without a product by their own weights."""

@@ -11,12 +11,14 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from pimcal.attention import Projection, named_layers
 from pimcal.errors import DataError, UsageError
 from pimcal.matrices import LinearView, MatrixView, inherits_forward, view_of
+from pimcal.opened import named_layers
+from pimcal.projection import Projection, opened_forward
 
 KEPT = "kept by host pattern"  # how the reason of a layer begins that the profile keeps on the host
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
+_BY_HOOK = "a hook computes its weights anew at each call; use torch.nn.utils.parametrizations instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def unmatched(names: Collection[str], host: Sequence[str]) -> list[str]:
 
 def _candidates(model: nn.Module, host: Sequence[str]) -> Iterator[Candidate]:
     for name, module in named_layers(model):
-        if isinstance(module, nn.MultiheadAttention) and "forward" in vars(module):
+        if opened_forward(module) is not None:
             continue  # opened: its projections are candidates of their own
         if not _holds_matrix(module):
             continue
@@ -122,9 +124,9 @@ def _why_not_its_forward(module: nn.Module, view: MatrixView | None) -> str:
     """Why a module's `forward` is not replaced; empty if it is."""
     kind = type(module).__name__
     if isinstance(module, Projection):
-        return ""
+        return _why_not_projected(module)
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return f"{kind} multiplies inside one torch function, step by step"
+        return f"{kind} has a forward of its own"
     if view is None:
         return f"{kind} uses its weights in its own code"
     if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -134,9 +136,14 @@ def _why_not_its_forward(module: nn.Module, view: MatrixView | None) -> str:
     return _why_not_its_weights(module)
 
 
+def _why_not_projected(projection: Projection) -> str:
+    weight = projection.weight
+    return _BY_HOOK if any(value is weight for value in vars(projection.owner).values()) else ""
+
+
 def _why_not_its_weights(module: nn.Module) -> str:
     if "weight" in vars(module):
-        return "a hook computes its weights anew at each call"
+        return _BY_HOOK
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     if type(weight).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:

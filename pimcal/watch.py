@@ -23,6 +23,10 @@ class Handler(Protocol):
         """A product with a weight that comes from parameters."""
         ...
 
+    def takes_constant(self, product: Product) -> bool:
+        """Whether a product is one for `product` though no input went into it, so that it could be a weight itself."""
+        ...
+
     def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
         """Any other call."""
         ...
@@ -44,8 +48,8 @@ class Watch(TorchFunctionMode):
             return self._followed(func, args, named)
         if name == _ATTENTION and (opened := self._opened_attention(args, named)) is not None:
             return opened
-        product = None if self._knows_all(args, named) else read(func, args, named, self._is_weight)
-        if product is not None:
+        product = read(func, args, named, self._is_weight)
+        if product is not None and (not self._knows_all(args, named) or self._handler.takes_constant(product)):
             origin = self._origins.of(product.operand)
             assert origin is not None  # that made it a weight
             return self._handler.product(product, origin, name, lambda: func(*args, **named))

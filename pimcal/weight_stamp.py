@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from pimcal.attention import Projection
 from pimcal.origins import version_of
+from pimcal.projection import Projection
 
 
 class WeightStamp:
@@ -56,7 +56,7 @@ class WeightStamp:
         if self._plain:
             return (layer._parameters["weight"],)
         if isinstance(layer, Projection):
-            return layer.sources()
+            return chain(layer.owner.parameters(), layer.owner.buffers())
         if not hasattr(layer, "parametrizations"):
             return ()
         return chain(layer.parametrizations.parameters(), layer.parametrizations.buffers())

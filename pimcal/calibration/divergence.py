@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pimcal.attention import named_layers
 from pimcal.calibration.clean import clean_statistics
 from pimcal.calibration.points import layer_points, norm_points
 from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
+from pimcal.opened import named_layers
 
 BINS = 128
 

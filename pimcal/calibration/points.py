@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pimcal.attention import named_layers
 from pimcal.corrections import norms_of
 from pimcal.deployment import Deployment
 from pimcal.network_products import NetworkProducts
+from pimcal.opened import named_layers
 
 
 @dataclass(frozen=True, slots=True)

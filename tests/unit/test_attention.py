@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import pimcal
-from pimcal.attention import named_layers, open_attention, own_attention
+from pimcal.attention import own_attention
+from pimcal.opened import named_layers, open_layers
 
 PARTS = {"q_proj", "k_proj", "v_proj", "out_proj"}
 
@@ -148,7 +149,7 @@ def test_copies_have_projections_of_their_own(open_backend):
 
     close(twin(x, x, x), layer(x, x, x))
     assert twin.module.forward.attention is twin.module
-    assert twin.module.forward.parts["q_proj"].attention is twin.module
+    assert twin.module.forward.parts["q_proj"].owner is twin.module
     assert twin.layers["q_proj"] is not net.layers["q_proj"]
 
 
@@ -162,7 +163,7 @@ def test_the_deployed_model_itself_is_not_opened(open_backend):
 
 def test_layers_are_named_once_and_in_the_models_order():
     model = nn.ModuleDict({"first": nn.Linear(2, 2), "attention": nn.MultiheadAttention(4, 2), "last": nn.ReLU()})
-    open_attention(model)
+    open_layers(model)
 
     names = [name for name, _ in named_layers(model)]
 
@@ -173,7 +174,7 @@ def test_layers_are_named_once_and_in_the_models_order():
 def test_an_attention_that_is_used_twice_is_named_once():
     attention = nn.MultiheadAttention(4, 2)
     model = nn.ModuleList([attention, attention])
-    open_attention(model)
+    open_layers(model)
 
     assert [name for name, _ in named_layers(model)] == [
         "",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pimcal.attention import open_attention
 from pimcal.errors import DataError, UsageError
+from pimcal.opened import open_layers
 from pimcal.survey import check_initialized, survey, unmatched
 
 
@@ -21,8 +21,6 @@ def test_modules_without_a_matrix_are_not_mentioned():
     ("module", "reason"),
     [
         (nn.Embedding(3, 4), "Embedding looks up, it multiplies nothing"),
-        (nn.LSTM(3, 4), "LSTM multiplies inside one torch function, step by step"),
-        (nn.GRUCell(3, 4), "GRUCell multiplies inside one torch function, step by step"),
         (nn.Bilinear(2, 2, 2), "Bilinear uses its weights in its own code"),
         (nn.Linear(2, 2, dtype=torch.complex64), "its weights are torch.complex64"),
     ],
@@ -45,7 +43,7 @@ def test_an_attention_with_a_forward_of_its_own_stays_with_its_output_projection
             return super().forward(*args, **kwargs)
 
     model = nn.ModuleDict({"attention": Own(4, 2)})
-    open_attention(model)
+    open_layers(model)
 
     assert reasons(model) == {
         "attention": "Own uses its weights in its own code",
