@@ -7,16 +7,18 @@ and asks for products; everything else stays on the host. `pimcal.testing` holds
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pimcal.errors import ConfigError
+from pimcal.patches import Patches
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pimcal.patches import Patches, TilePart
+    from pimcal.patches import PartProduct, TilePart
 
 WeightUnit = Literal["raw", "std", "full_scale"]
 
@@ -37,8 +39,8 @@ class Capabilities:
     converters. The reference columns for the gain then have a constant in that many rows and zeros in the others, so
     that they do not saturate what the other columns need. `None`: of all.
 
-    `parts`: products may use a part of a tile (`matmul_part`). `patches`: vectors that overlap may come as patches
-    (`matmul_patches`).
+    `parts`: products may use parts of tiles (`matmul_part`, `matmul_parts`). `patches`: vectors that overlap may come
+    as patches (`matmul_patches`).
 
     `drift_compensation`: the profile asks for global drift compensation. The host then measures each tile when it is
     programmed, and compensates all of them whenever the simulated clock has advanced.
@@ -126,6 +128,19 @@ class Backend(ABC):
         the part is always all that was programmed.
         """
         raise NotImplementedError(f"{type(self).__name__} announces no products of patches")
+
+    def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
+        """What `matmul_part` or `matmul_patches` give for each of `products`, which do not depend on one another.
+
+        A depthwise layer has hundreds of small blocks: a device that can do better than one after the other does it
+        here.
+        """
+        return [
+            self.matmul_patches(product.tile, product.inputs, product.part)
+            if isinstance(product.inputs, Patches)
+            else self.matmul_part(product.tile, product.inputs, product.part)
+            for product in products
+        ]
 
     def new_batch(self) -> None:  # noqa: B027 - most devices have nothing to do here
         """A new inference batch begins; simulators redraw their temporal noise, once per batch.

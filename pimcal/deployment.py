@@ -250,7 +250,7 @@ def deploy(model: nn.Module, device: Device, example: Any = None) -> Deployment:
     """Put `model` on `device`. The model itself is not changed and stays the digital reference.
 
     Weights are programmed now, and again when a product finds them changed, which a `PlacementWarning` says. Other
-    methods than the call itself want `with net.session():` around them. Layers that the profile's `host:` patterns name,
+    methods than the call itself want `with net.session():` around them. Layers that the `host:` patterns name,
     and those that no device can compute, stay digital: see `Deployment.placement`.
 
     `example` is a batch (`x`, `(x, y)` or a dict of inputs). The digital model runs on its first images, so that the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from pimcal.backend import Backend, Capabilities
 from pimcal.drift_compensation import DriftCompensation, mean_magnitude, one_hot_inputs
 from pimcal.errors import DeviceUnavailableError
 from pimcal.events import DriftCompensated
-from pimcal.patches import Patches, TilePart
+from pimcal.patches import PartProduct, Patches
 from pimcal.profile import Profile, load_profile
 from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
@@ -118,10 +118,11 @@ class Device:
         outputs, gain = self._multiply(tile, inputs), self._drift.gains.get(tile)
         return outputs if gain is None else outputs * gain
 
-    def matmul_part(self, tile: int, inputs: Tensor | Patches, part: TilePart) -> Tensor:
-        """Vectors [n, part.rows], or patches of them, times a part of a tile: [n, part.cols]. See `Backend`."""
-        outputs, gain = self._multiply_part(tile, inputs, part), self._drift.gains.get(tile)
-        return outputs if gain is None else outputs * gain
+    def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
+        """Each of `products`, [n, part.cols], on the torch device of its inputs. See `Backend`."""
+        with self._device_errors():
+            outputs = self.backend.matmul_parts([self._sent(product) for product in products])
+        return [self._received(product, output) for product, output in zip(products, outputs, strict=True)]
 
     def effective_weights(self, tile: int) -> Tensor:
         """The backend's effective weights of a tile, on the network's torch device."""
@@ -132,12 +133,16 @@ class Device:
         with self._device_errors():
             return self.backend.matmul(tile, self._here(inputs)).to(inputs.device)
 
-    def _multiply_part(self, tile: int, inputs: Tensor | Patches, part: TilePart) -> Tensor:
-        with self._device_errors():
-            if isinstance(inputs, Patches):
-                here = replace(inputs, maps=self._here(inputs.maps))
-                return self.backend.matmul_patches(tile, here, part).to(inputs.maps.device)
-            return self.backend.matmul_part(tile, self._here(inputs), part).to(inputs.device)
+    def _sent(self, product: PartProduct) -> PartProduct:
+        inputs = product.inputs
+        if isinstance(inputs, Patches):
+            return replace(product, inputs=replace(inputs, maps=self._here(inputs.maps)))
+        return replace(product, inputs=self._here(inputs))
+
+    def _received(self, product: PartProduct, output: Tensor) -> Tensor:
+        inputs, gain = product.inputs, self._drift.gains.get(product.tile)
+        output = output.to((inputs.maps if isinstance(inputs, Patches) else inputs).device)
+        return output if gain is None else output * gain
 
     def _here(self, inputs: Tensor) -> Tensor:
         return inputs if self._moves else inputs.cpu()

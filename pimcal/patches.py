@@ -60,3 +60,12 @@ class Patches:
     def split(self, maps: int) -> Iterator[Patches]:
         """The same, so many maps at a time."""
         return (replace(self, maps=part) for part in self.maps.split(maps))
+
+
+@dataclass(frozen=True, slots=True)
+class PartProduct:
+    """`inputs`, vectors [n, part.rows] or patches of them, times a part of a tile."""
+
+    tile: int
+    inputs: Tensor | Patches
+    part: TilePart

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pimcal.network_products import NetworkProducts, Row
 from pimcal.survey import unmatched
+
+_MANY_BLOCKS, _NAMED = 256, 3  # of a layer before it is worth a note; layers that a note names
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +150,14 @@ def report(products: NetworkProducts) -> Placement:
             LayerPlacement(name, "function", reason="no device can make this product", share=share(macs))
             for name, macs in seen.others.items()
         ]
-    notes = tuple(
-        f"host pattern '{p}' matches no layer of this model" for p in unmatched({r.name for r in found}, products.host)
-    )
+    idle = unmatched({row.name for row in found}, products.host)
+    notes = [f"host pattern '{pattern}' matches no layer of this model" for pattern in idle]
+    if not array.device.capabilities.effective_weights:
+        notes += _many_blocks(rows)
     cells = sum({id(row.placed): row.placed.cells for row in found if row.placed is not None}.values())
     inputs = None if seen is None else seen.inputs.total() / max(1, total + seen.inputs.total())
-    more = tuple(products.warnings())
-    return Placement(tuple(rows), len({tile for _, tile in array.layouts}), cells, array.loads, (*notes, *more), inputs)
+    notes += products.warnings()
+    return Placement(tuple(rows), len({tile for _, tile in array.layouts}), cells, array.loads, tuple(notes), inputs)
 
 
 def _row(row: Row, share: float | None) -> LayerPlacement:
@@ -163,3 +166,24 @@ def _row(row: Row, share: float | None) -> LayerPlacement:
     shape, spot = row.placed.shape, row.placed
     matrix = (shape.groups, shape.rows, shape.cols)
     return LayerPlacement(row.name, row.kind, matrix, spot.tiles, len(spot.blocks), spot.cells, spot.loads, share=share)
+
+
+def _many_blocks(rows: Sequence[LayerPlacement]) -> Iterator[str]:
+    """Each block is a product of its own: hundreds of them take their time on a device that multiplies them."""
+    many = [row for row in rows if row.blocks > _MANY_BLOCKS]
+    grouped = [row for row in many if row.matrix and row.blocks == row.matrix[0]]
+    if grouped:
+        pattern = ", ".join(f"'{row.name}'" for row in grouped[:_NAMED])
+        yield (
+            f"{_counted(grouped)}, one a group: larger tiles do not help these; where they take too long, keep them on "
+            f"the host (host: [{pattern}{', ...' if len(grouped) > _NAMED else ''}])"
+        )
+    cut = [row for row in many if row not in grouped]
+    if cut:
+        yield f"{_counted(cut)}: larger tiles (tiles: rows, cols) need fewer"
+
+
+def _counted(rows: Sequence[LayerPlacement]) -> str:
+    names = ", ".join(f"{row.name} ({row.blocks})" for row in rows[:_NAMED])
+    others = f" and {len(rows) - _NAMED} more layers" if len(rows) > _NAMED else ""
+    return f"{names}{others} are cut into {sum(row.blocks for row in rows)} blocks"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pimcal.matrices import MatrixView
-from pimcal.patches import Patches, TilePart
+from pimcal.patches import PartProduct, Patches, TilePart
 from pimcal.placement import Block, Placed
 from pimcal.tile_array import TileArray
 
@@ -99,8 +99,8 @@ class HostProducts:
 class DeviceProducts:
     """For real devices, and simulators of more than weights: input vectors go to the tiles, columns come back.
 
-    A device that can use a part of a tile gets one block at a time; others get all blocks of a tile one behind the
-    other, with zeros for the rows that a block does not have.
+    A device that can use parts of tiles gets those of all blocks at once; others get all blocks of a tile one behind
+    the other, with zeros for the rows that a block does not have.
     """
 
     def __init__(self, array: TileArray) -> None:
@@ -126,8 +126,7 @@ class DeviceProducts:
         patches = [p for p in found if p is not None]
         if len(patches) < len(found):
             return None
-        pairs = zip(cut.blocks, patches, strict=True)
-        return _by_group([self._product(block, cut, p) for block, p in pairs], len(codes), patches[0].positions_per_map)
+        return _by_group(self._products(cut, patches), len(codes), patches[0].positions_per_map)
 
     def _is_whole_tile(self, cut: Cut) -> bool:
         if len(cut.blocks) > 1:
@@ -141,8 +140,8 @@ class DeviceProducts:
     def _from_vectors(self, vectors: Tensor, cut: Cut) -> Tensor:
         if not self._parts:
             return self._from_tiles(vectors, cut)
-        outputs = [self._product(block, cut, vectors[:, block.group].flatten(0, 1)) for block in cut.blocks]
-        return _by_group(outputs, len(vectors), vectors.shape[2])
+        inputs = [vectors[:, block.group].flatten(0, 1) for block in cut.blocks]
+        return _by_group(self._products(cut, inputs), len(vectors), vectors.shape[2])
 
     def _from_tiles(self, vectors: Tensor, cut: Cut) -> Tensor:
         n, _, positions, _ = vectors.shape
@@ -186,11 +185,15 @@ class DeviceProducts:
         behind = self.array.layouts[cut.load, block.tile].cols
         return torch.cat([outputs[:, _cols(block)], outputs[:, behind:]], dim=1)
 
-    # one block at a time
+    # parts of tiles
 
-    def _product(self, block: Block, cut: Cut, inputs: Tensor | Patches) -> Tensor:
-        """A block's columns, with those of the references behind them [vectors, cols + references]."""
-        outputs = self.array.device.matmul_part(block.tile, inputs, self._part(block, cut))
+    def _products(self, cut: Cut, inputs: Sequence[Tensor | Patches]) -> list[Tensor]:
+        """Each block's columns, with those of the references behind them [vectors, cols + references]."""
+        pairs = zip(cut.blocks, inputs, strict=True)
+        products = [PartProduct(block.tile, x, self._part(block, cut)) for block, x in pairs]
+        return [self._with_references(cut, output) for output in self.array.device.matmul_parts(products)]
+
+    def _with_references(self, cut: Cut, outputs: Tensor) -> Tensor:
         width, references = cut.last - cut.first, self.array.references.count
         if outputs.shape[1] == width + references:
             return outputs

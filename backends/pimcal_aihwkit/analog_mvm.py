@@ -13,7 +13,9 @@ inference workloads using in-memory computing-based accelerators", Nat. Commun. 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -59,6 +61,15 @@ class IoModel:
     finest_input: float  # share of the input range that a bound-managed input may shrink to
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Parts of a tile's weights [blocks, cols, rows], the rows where they begin, and how many rows the tile has."""
+
+    weights: Tensor
+    first_rows: Tensor
+    tile_rows: int
+
+
 class AnalogMvm:
     """Products of input vectors with the weights of a tile. Inside, vectors are columns: [rows, n], [cols, n]."""
 
@@ -73,11 +84,36 @@ class AnalogMvm:
 
     def __call__(self, weights: Tensor, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Outputs [n, cols] for `inputs` [n, rows] and `weights` [cols, rows]; the generator is on the CPU."""
-        step = self._io.input_step
-        array = _Array(weights * step if step else weights, weights)
-        size = max(1, _CHUNK_ELEMENTS // max(1, inputs.shape[1]))
-        parts = [self._managed(array, part, generator) for part in inputs.t().split(size, dim=1)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).t()
+        rows = inputs.shape[1]
+        places = torch.arange(rows, device=inputs.device, dtype=inputs.dtype) / rows
+        array = _Array(self._of_codes(weights), weights, places, rows)
+        size = max(1, _CHUNK_ELEMENTS // max(1, rows))
+        return _joined([self._managed(array, part, generator) for part in inputs.t().split(size, dim=1)], 1).t()
+
+    def of_blocks(self, blocks: Blocks, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Outputs [blocks, n, cols] for `inputs` [blocks, n, rows], each block with vectors of its own."""
+        _, n, rows = inputs.shape
+        vectors = max(1, min(n, _CHUNK_ELEMENTS // max(1, rows)))
+        count = max(1, _CHUNK_ELEMENTS // (vectors * max(1, rows)))
+        return _joined(
+            [
+                _joined([self._block_chunk(part, x, generator) for x in some.split(vectors, dim=1)], 1)
+                for part, some in zip(_split(blocks, count), inputs.split(count), strict=True)
+            ],
+            0,
+        )
+
+    def _block_chunk(self, blocks: Blocks, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        count, n, rows = inputs.shape
+        weights = blocks.weights
+        own = torch.arange(rows, device=inputs.device, dtype=inputs.dtype)
+        places = (blocks.first_rows.to(inputs)[:, None, None] + own) / blocks.tile_rows
+        array = _Array(self._of_codes(weights), weights, places, blocks.tile_rows, (n,) * count)
+        y = self._managed(array, inputs.movedim(2, 0).reshape(rows, count * n), generator)
+        return y.unflatten(1, (count, n)).movedim(0, 2)
+
+    def _of_codes(self, weights: Tensor) -> Tensor:
+        return weights * self._io.input_step if self._io.input_step else weights
 
     def _managed(self, array: _Array, x: Tensor, generator: torch.Generator) -> Tensor:
         """One chunk, each vector scaled to the range of the DAC, and again where it saturates the ADC."""
@@ -101,7 +137,7 @@ class AnalogMvm:
         while len(todo) and reduction <= self._largest_reduction:
             reduction, factor = reduction * factor, 2.0
             smaller = scale.expand(1, x.shape[1])[:, todo] * reduction
-            part, still = self._product(array, x[:, todo], smaller, generator)
+            part, still = self._product(array.of_vectors(todo), x[:, todo], smaller, generator)
             y[:, todo] = part * smaller
             todo = todo[:0] if still is None else todo[still]
 
@@ -144,9 +180,9 @@ class AnalogMvm:
     ) -> tuple[Tensor, Tensor | None]:
         """Outputs in units of the array [cols, n], and which vectors saturate a bound-managed ADC [n]; None: none."""
         codes = self._convert_inputs(x, scale, generator)
-        y = array.of_codes @ codes
+        y = array.times(array.of_codes, codes)
         if self._io.ir_drop or self._weight_noise:
-            self._disturb(array.weights, codes * (self._io.input_step or 1.0), y, generator)
+            self._disturb(array, codes * (self._io.input_step or 1.0), y, generator)
         return self._convert_outputs(y, generator)
 
     def _convert_inputs(self, x: Tensor, scale: Tensor, generator: torch.Generator) -> Tensor:
@@ -164,20 +200,19 @@ class AnalogMvm:
             codes.add_(_normal(codes, generator), alpha=io.input_noise / step)
         return codes
 
-    def _disturb(self, weights: Tensor, values: Tensor, y: Tensor, generator: torch.Generator) -> None:
+    def _disturb(self, array: _Array, values: Tensor, y: Tensor, generator: torch.Generator) -> None:
         """IR drop and weight noise, added to `y` in place."""
-        io = self._io
+        io, weights = self._io, array.weights
         if io.ir_drop:
-            rows = len(values)
-            current = (weights.abs() @ values.abs()) * (rows / io.ir_drop_ratio)
+            current = array.times(weights.abs(), values.abs()) * (array.rows / io.ir_drop_ratio)
             drop = current * (current * (0.05 * current - 0.2) + 0.5)
-            far = 1.0 - torch.arange(rows, device=values.device, dtype=values.dtype) / rows
-            y.sub_(drop * ((weights * (1.0 - far * far)) @ values), alpha=io.ir_drop)
+            far = 1.0 - array.places
+            y.sub_(drop * array.times(weights * (1.0 - far * far), values), alpha=io.ir_drop)
         if self._weight_noise:
             if io.weight_noise_type == "additive_constant":
                 spread = torch.linalg.vector_norm(values, dim=0, keepdim=True)
             else:
-                spread = (weights.abs() @ values.square()).sqrt_()
+                spread = array.times(weights.abs(), values.square()).sqrt_()
             y.addcmul_(spread.expand_as(y), _normal(y, generator), value=self._weight_noise)
 
     def _convert_outputs(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -202,10 +237,45 @@ class AnalogMvm:
 
 @dataclass(frozen=True, slots=True)
 class _Array:
-    """A tile's weights [cols, rows]: for inputs in codes of the DAC, and as they are."""
+    """A tile's weights [cols, rows] or those of some of its blocks [blocks, cols, rows], for inputs in codes of the
+    DAC, and as they are.
+
+    `places`: where rows lie in the tile, from 0 to 1. `rows`: how many the tile has. `counts`: for blocks, how many
+    vectors are each one's; they come block after block.
+    """
 
     of_codes: Tensor
     weights: Tensor
+    places: Tensor
+    rows: int
+    counts: tuple[int, ...] | None = None
+
+    def times(self, weights: Tensor, values: Tensor) -> Tensor:
+        """`values` [rows, n] times weights of this shape [cols, n]."""
+        if self.counts is None:
+            return weights @ values
+        if len(set(self.counts)) == 1:
+            by_block = values.unflatten(1, (len(self.counts), self.counts[0])).movedim(1, 0)
+            return (weights @ by_block).movedim(0, 1).flatten(1)
+        pairs = zip(weights, values.split(self.counts, dim=1), strict=True)
+        return torch.cat([block @ vectors for block, vectors in pairs if vectors.shape[1]], dim=1)
+
+    def of_vectors(self, which: Tensor) -> _Array:
+        """The same for some of the vectors only, which are named in ascending order."""
+        if self.counts is None:
+            return self
+        ends = torch.tensor(self.counts).cumsum(0)
+        reached = torch.searchsorted(which.cpu(), ends).tolist()
+        return replace(self, counts=tuple(end - start for start, end in pairwise([0, *reached])))
+
+
+def _split(blocks: Blocks, count: int) -> Iterator[Blocks]:
+    for weights, first_rows in zip(blocks.weights.split(count), blocks.first_rows.split(count), strict=True):
+        yield Blocks(weights, first_rows, blocks.tile_rows)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def _magnitude(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,16 @@ import torch
 from pimcal.backend import Backend, Capabilities
 from pimcal.draws import key_of, mix
 from pimcal.errors import ConfigError, DataError
-from pimcal.tile_check import Tiles, check_advance, check_inputs, check_weights, private_columns, unprogrammed
+from pimcal.patches import PartProduct
+from pimcal.tile_check import (
+    Tiles,
+    check_advance,
+    check_inputs,
+    check_part,
+    check_weights,
+    private_columns,
+    unprogrammed,
+)
 from pimcal_aihwkit.conductance import Coefficients, Conductances
 from pimcal_aihwkit.config import Setup, build
 from pimcal_aihwkit.installation import check_pair
@@ -62,6 +72,7 @@ class Aihwkit(Backend):
             effective_weights=setup.io is None and setup.input_range is None,
             readable_rows=_readable_rows(setup),
             drift_compensation=setup.drift_compensation,
+            parts=settings.tile == "vectorised" and setup.io is not None,
             patches=settings.tile == "cpp" and setup.io is not None,
         )
         self._seed = settings.seed
@@ -103,6 +114,40 @@ class Aihwkit(Backend):
             outputs = held.products.matmul(inputs, self._next_product(tile, held))
         return self._scaled(held, outputs)
 
+    def matmul_part(self, tile: int, inputs: Tensor, part: TilePart) -> Tensor:
+        if not self._capabilities.parts:
+            return super().matmul_part(tile, inputs, part)
+        return self.matmul_parts([PartProduct(tile, inputs, part)])[0]
+
+    def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
+        """All parts of one size on a tile go together, with noise from one key."""
+        if not self._capabilities.parts:
+            return super().matmul_parts(products)
+        outputs: dict[int, Tensor] = {}
+        for (tile, *_), numbers in _alike(products).items():
+            found = self._of_parts(tile, [products[i] for i in numbers])
+            outputs |= zip(numbers, found, strict=True)
+        return [outputs[i] for i in range(len(products))]
+
+    def _of_parts(self, tile: int, products: Sequence[PartProduct]) -> Iterable[Tensor]:
+        parts, vectors = [p.part for p in products], [p.inputs for p in products if isinstance(p.inputs, torch.Tensor)]
+        held = self._tiles.get(tile)
+        shape = None if held is None else (held.programmed.shape[1], held.programmed.shape[0])
+        for part, inputs in zip(parts, vectors, strict=True):
+            check_part(tile, shape, part)
+            check_inputs(tile, part.rows, inputs)
+        if len(parts) == 1 and (parts[0].rows, parts[0].cols) == shape:
+            return [self.matmul(tile, vectors[0])]
+        held = self._held(tile)
+        assert isinstance(held.products, Vectorised)  # as the capabilities say
+        key = self._next_product(tile, held)
+        outputs = held.products.matmul_blocks(parts, self._in_range(torch.stack(vectors)), key)
+        scales = held.scales.expand(held.programmed.shape[0])
+        return (
+            self._scaled(held, output, scales[part.first_col : part.first_col + part.cols])
+            for part, output in zip(parts, outputs, strict=True)
+        )
+
     def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
         if not self._capabilities.patches:
             return super().matmul_patches(tile, patches, part)
@@ -121,9 +166,9 @@ class Aihwkit(Backend):
         held.calls += 1
         return mix(self._key(_PRODUCT, tile, self._batch) ^ held.calls)
 
-    def _scaled(self, held: _Tile, outputs: Tensor) -> Tensor:
+    def _scaled(self, held: _Tile, outputs: Tensor, scales: Tensor | None = None) -> Tensor:
         if held.products is not None and self._setup.scaling != "none":
-            outputs = outputs * held.scales
+            outputs = outputs * (held.scales if scales is None else scales)
         return outputs if self._setup.input_range is None else outputs * self._setup.input_range
 
     def effective_weights(self, tile: int) -> Tensor:
@@ -233,6 +278,16 @@ class Aihwkit(Backend):
 
     def _key(self, *parts: int) -> int:
         return key_of(self._seed, *parts)
+
+
+def _alike(products: Sequence[PartProduct]) -> dict[tuple[int, ...], list[int]]:
+    """The numbers of the products that have tile, size of the part and count of vectors in common."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for i, product in enumerate(products):
+        assert isinstance(product.inputs, torch.Tensor)  # patches come where the capabilities announce them
+        key = (product.tile, product.part.rows, product.part.cols, len(product.inputs))
+        found.setdefault(key, []).append(i)
+    return found
 
 
 def _name(settings: AihwkitSettings) -> str:

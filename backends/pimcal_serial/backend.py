@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import ConfigError, DataError
-from pimcal.patches import Patches, TilePart
+from pimcal.patches import PartProduct, Patches, TilePart
 from pimcal.tile_check import Tiles, check_inputs, check_part, check_weights
 from pimcal_serial.connection import Connection
 from pimcal_serial.driver import Driver
@@ -63,16 +64,18 @@ class Serial(Backend):
         return _outputs(self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs)), inputs)
 
     def matmul_part(self, tile: int, inputs: Tensor, part: TilePart) -> Tensor:
-        check_part(tile, self._driver.shape(tile), part)
-        return _outputs(self._driver.multiply(tile, _codes(f"tile {tile}: inputs", inputs), part), inputs)
+        return self.matmul_parts([PartProduct(tile, inputs, part)])[0]
 
     def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
         if not self._capabilities.patches:
             return super().matmul_patches(tile, patches, part)
-        check_part(tile, self._driver.shape(tile), part)
-        maps = _codes(f"tile {tile}: inputs", patches.maps)
-        overlapping = Overlapping(maps, patches.rows, patches.positions)
-        return _outputs(self._driver.multiply_patches(tile, overlapping, part), patches.maps)
+        return self.matmul_parts([PartProduct(tile, patches, part)])[0]
+
+    def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
+        for product in products:
+            check_part(product.tile, self._driver.shape(product.tile), product.part)
+        found = self._driver.multiply_parts([(p.tile, _sendable(p), p.part) for p in products])
+        return [_outputs(outputs, _values(p.inputs)) for p, outputs in zip(products, found, strict=True)]
 
     def telemetry(self) -> dict[str, float]:
         """The board's readings, and what its link has done since it was opened."""
@@ -117,6 +120,15 @@ def _capabilities(board: BoardInfo, tiles: Tiles) -> Capabilities:
         firmware=board.firmware,
         mvm_s=board.mvm_ns / 1e9 if board.mvm_ns else None,
     )
+
+
+def _sendable(product: PartProduct) -> Int8s | Overlapping:
+    inputs, codes = product.inputs, _codes(f"tile {product.tile}: inputs", _values(product.inputs))
+    return Overlapping(codes, inputs.rows, inputs.positions) if isinstance(inputs, Patches) else codes
+
+
+def _values(inputs: Tensor | Patches) -> Tensor:
+    return inputs.maps if isinstance(inputs, Patches) else inputs
 
 
 def _outputs(products: Int32s, like: Tensor) -> Tensor:

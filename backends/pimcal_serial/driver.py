@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
@@ -22,7 +22,19 @@ from pimcal_serial.messages import Readback, ReadbackResult, Readings
 from pimcal_serial.products import input_format, largest, output_format, readback_rows
 from pimcal_serial.requests import BoardRestartedError, Request
 from pimcal_serial.session import Session
-from pimcal_serial.streams import LARGEST_STEP, ClippedError, Job, Product, Products, Range, exchange, program_jobs
+from pimcal_serial.streams import (
+    LARGEST_STEP,
+    ClippedError,
+    Job,
+    PatchWork,
+    Product,
+    Products,
+    Range,
+    VectorWork,
+    Work,
+    exchange,
+    program_jobs,
+)
 
 logger = logging.getLogger("pimcal.serial")
 
@@ -80,19 +92,23 @@ class Driver:
     def multiply(self, tile: int, inputs: Int8s, part: TilePart | None = None) -> Int32s:
         """`inputs` [n, part.rows] times a part of a programmed tile, all of it if left out: [n, part.cols], in product
         units (converter's codes times step)."""
-        _check_codes(f"tile {tile}: inputs", inputs, self.session.info.input_bits)
-        product = self._product(tile, part, len(inputs), lambda count: inputs[:: max(1, len(inputs) // count)])
-        form = input_format(self.session.info, inputs)
-        return self._multiplied(product, lambda: self._products.of_vectors(product, inputs, form))
+        return self._multiplied([self._of_vectors(tile, inputs, part)])[0]
 
     def multiply_patches(self, tile: int, patches: Overlapping, part: TilePart) -> Int32s:
         """As `multiply` of the patches' vectors, which the board gathers from its buffer where that can be done."""
-        pieces = bands(self.session.info, patches)
-        if pieces is None:
-            return self.multiply(tile, patches.vectors(), part)
-        _check_codes(f"tile {tile}: inputs", patches.maps, self.session.info.input_bits)
-        product = self._product(tile, part, len(patches), patches.sample)
-        return self._multiplied(product, lambda: self._products.of_patches(product, patches, pieces))
+        return self._multiplied([self._of_patches(tile, patches, part, alone=True)])[0]
+
+    def multiply_parts(self, products: Sequence[tuple[int, Int8s | Overlapping, TilePart]]) -> list[Int32s]:
+        """As `multiply` and `multiply_patches` of each (tile, inputs, part), without a wait between them."""
+        alone = len(products) == 1
+        return self._multiplied(
+            [
+                self._of_patches(tile, inputs, part, alone=alone)
+                if isinstance(inputs, Overlapping)
+                else self._of_vectors(tile, inputs, part)
+                for tile, inputs, part in products
+            ]
+        )
 
     def readback(self, tile: int) -> Int8s:
         """The weights that the board holds, [rows, cols]. Raises RefusedError where it holds none."""
@@ -172,6 +188,18 @@ class Driver:
 
     # products
 
+    def _of_vectors(self, tile: int, inputs: Int8s, part: TilePart | None) -> VectorWork:
+        _check_codes(f"tile {tile}: inputs", inputs, self.session.info.input_bits)
+        product = self._product(tile, part, len(inputs), lambda count: inputs[:: max(1, len(inputs) // count)])
+        return VectorWork(product, inputs, input_format(self.session.info, inputs))
+
+    def _of_patches(self, tile: int, patches: Overlapping, part: TilePart, *, alone: bool) -> Work:
+        pieces = bands(self.session.info, patches, alone=alone)
+        if pieces is None:
+            return self._of_vectors(tile, patches.vectors(), part)
+        _check_codes(f"tile {tile}: inputs", patches.maps, self.session.info.input_bits)
+        return PatchWork(self._product(tile, part, len(patches), patches.sample), patches, pieces)
+
     def _product(self, tile: int, part: TilePart | None, vectors: int, sample: Callable[[int], Int8s]) -> Product:
         """A product of which nothing is done; a part's first one chooses how its outputs travel."""
         held = self._held[tile]
@@ -195,17 +223,18 @@ class Driver:
         step = math.ceil(_HEADROOM * peak / largest(board.output_bits))
         return Range(form, min(LARGEST_STEP, step)) if step else None
 
-    def _multiplied(self, product: Product, jobs: Callable[[], Iterator[Job]]) -> Int32s:
-        """The outputs; `jobs` go on with the first vector that is not done."""
+    def _multiplied(self, works: Sequence[Work]) -> list[Int32s]:
+        """The outputs; what is interrupted goes on with the first vector that is not done."""
 
         def go_on() -> None:
-            self._finish(product.tile)
-            while product.done < len(product.outputs):
+            for tile in dict.fromkeys(work.product.tile for work in works):
+                self._finish(tile)
+            while todo := [work for work in works if work.product.done < len(work.product.outputs)]:
                 with suppress(ClippedError):
-                    exchange(self.session, self._with_programming(jobs()))
+                    exchange(self.session, self._with_programming(self._products.of(todo)))
 
         self._surviving(go_on)
-        return product.outputs
+        return [work.product.outputs for work in works]
 
     def _with_programming(self, jobs: Iterable[Job]) -> Iterator[Job]:
         """Behind each job a piece of what is programmed ahead."""

@@ -70,13 +70,16 @@ class Band:
     grid: tuple[Loop, ...]
 
 
-def bands(board: BoardInfo, overlapping: Overlapping) -> list[Band] | None:
-    """The maps cut into pieces that fit the buffer; None where they cannot be, or loops are too many."""
+def bands(board: BoardInfo, overlapping: Overlapping, *, alone: bool = True) -> list[Band] | None:
+    """The maps cut into pieces that fit the buffer; None where they cannot be, or loops are too many.
+
+    `alone`: the whole buffer may be used, as no other maps are under way.
+    """
     several = len(overlapping.positions) < _MOST_LOOPS  # there is a loop left to count maps
     if len(overlapping.positions) > _MOST_LOOPS or len(loops_of(overlapping.rows)) > _MOST_LOOPS:
         return None
     n, size = overlapping.maps.shape
-    if n * size <= board.buffer_bytes and (several or n == 1):
+    if alone and n * size <= board.buffer_bytes and (several or n == 1):
         return _of_maps(overlapping, n)
     room = board.buffer_bytes // SEGMENTS
     if size <= room:

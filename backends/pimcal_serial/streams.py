@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import NamedTuple
@@ -94,6 +94,27 @@ class Product:
     done: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class VectorWork:
+    """A product of vectors [n, part.rows], and how they travel."""
+
+    product: Product
+    inputs: Int8s
+    form: InputFormat
+
+
+@dataclass(frozen=True, slots=True)
+class PatchWork:
+    """A product of overlapping vectors, and the pieces in which their maps travel."""
+
+    product: Product
+    maps: Overlapping
+    bands: list[Band]
+
+
+Work = VectorWork | PatchWork
+
+
 class Products:
     """The jobs of products on one board.
 
@@ -103,42 +124,49 @@ class Products:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def of_vectors(self, product: Product, inputs: Int8s, form: InputFormat) -> Iterator[Job]:
-        """Multiply `inputs` [n, part.rows], from the first that is not done on."""
+    def of(self, works: Sequence[Work]) -> Iterator[Job]:
+        """What is not done yet of some products, one behind the other without a pause in between."""
+        yield from self._of_patches([work for work in works if isinstance(work, PatchWork)])
+        for work in works:
+            if isinstance(work, VectorWork):
+                yield from self._of_vectors(work)
+
+    def _of_vectors(self, work: VectorWork) -> Iterator[Job]:
+        product = work.product
         part, start = product.part, product.done
-        sizes = vector_sizes(inputs[start:], form)
+        sizes = vector_sizes(work.inputs[start:], work.form)
         for first, last in spans(self._session.info, sizes, part.cols, product.range.form, self._payload):
-            vectors, chosen = inputs[start + first : start + last], product.range
-            mvm = Mvm(vectors, form, chosen.form, chosen.step, part.first_row, part.first_col, part.cols)
+            vectors, chosen = work.inputs[start + first : start + last], product.range
+            mvm = Mvm(vectors, work.form, chosen.form, chosen.step, part.first_row, part.first_col, part.cols)
             yield self._job(product, MessageType.MVM, mvm.encode(), start + first, start + last)
 
-    def of_patches(self, product: Product, overlapping: Overlapping, bands: list[Band]) -> Iterator[Job]:
-        """Multiply overlapping vectors by way of the board's buffer, from the first that is not done on.
+    def _of_patches(self, works: Sequence[PatchWork]) -> Iterator[Job]:
+        """Multiply overlapping vectors by way of the board's buffer.
 
         Each piece of the maps is written while vectors are gathered from the one before the last.
         """
-        pieces = self._pieces([band for band in bands if band.last > product.done])
+        pieces = self._pieces([(work, band) for work in works for band in work.bands if band.last > work.product.done])
         for turn in range(-_AHEAD, len(pieces)):
-            writes = self._writes(overlapping, pieces[turn + _AHEAD]) if turn + _AHEAD < len(pieces) else ()
-            gathers = self._gathers(product, overlapping, pieces[turn]) if turn >= 0 else ()
+            writes = self._writes(pieces[turn + _AHEAD]) if turn + _AHEAD < len(pieces) else ()
+            gathers = self._gathers(pieces[turn]) if turn >= 0 else ()
             for jobs in zip_longest(writes, gathers):
                 yield from (job for job in jobs if job is not None)
 
     def _payload(self) -> int:
         return min(self._session.info.max_payload, self._session.best_payload)
 
-    def _pieces(self, bands: list[Band]) -> list[_Piece]:
+    def _pieces(self, bands: Sequence[tuple[PatchWork, Band]]) -> list[_Piece]:
         """Bands and where in the buffer they go."""
         segment = self._session.info.buffer_bytes // SEGMENTS
         pieces: list[_Piece] = []
-        for i, band in enumerate(bands):
+        for i, (work, band) in enumerate(bands):
             before = pieces[i - SEGMENTS] if i >= SEGMENTS else None
-            pieces.append(_Piece(band, i % SEGMENTS * segment, before))
+            pieces.append(_Piece(work, band, i % SEGMENTS * segment, before))
         return pieces
 
-    def _writes(self, overlapping: Overlapping, piece: _Piece) -> Iterator[Job]:
+    def _writes(self, piece: _Piece) -> Iterator[Job]:
         start = piece.band.start
-        values = overlapping.maps.reshape(-1)[start : start + piece.band.size]
+        values = piece.work.maps.maps.reshape(-1)[start : start + piece.band.size]
         form = buffer_format(self._session.info, values)
         for first, last in write_spans(values, form, self._payload):
             write = WriteBuffer(piece.address + first, values[first:last], form)
@@ -146,9 +174,10 @@ class Products:
             request = Request(MessageType.WRITE_BUFFER, write.encode(), ready=piece.may_be_written)
             yield Job(request, piece.written)
 
-    def _gathers(self, product: Product, overlapping: Overlapping, piece: _Piece) -> Iterator[Job]:
+    def _gathers(self, piece: _Piece) -> Iterator[Job]:
+        product = piece.work.product
         board, part, first = self._session.info, product.part, piece.band.first
-        rows = loops_of(overlapping.rows)
+        rows = loops_of(piece.work.maps.rows)
 
         def room() -> int:
             return fitting(board, self._payload(), part.cols, product.range.form)
@@ -197,6 +226,7 @@ class Products:
 class _Piece:
     """A band in the buffer. What was sent for it and has no answer yet is counted."""
 
+    work: PatchWork
     band: Band
     address: int
     before: _Piece | None  # which was at the same place

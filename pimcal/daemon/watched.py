@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pimcal.backend import Backend, Capabilities
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pimcal.patches import Patches, TilePart
+    from pimcal.patches import PartProduct, Patches, TilePart
 
 
 class Abandoned(BaseException):
@@ -47,6 +47,10 @@ class Watched(Backend):
     def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
         self._beat()
         return self._inner.matmul_patches(tile, patches, part)
+
+    def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
+        self._beat()
+        return self._inner.matmul_parts(products)
 
     def effective_weights(self, tile: int) -> Tensor:
         self._beat()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import PimcalError
-from pimcal.patches import Loop, Patches, TilePart
+from pimcal.patches import Loop, PartProduct, Patches, TilePart
 from pimcal.quantize import largest_code
 from pimcal.tile_check import check_capabilities
 
@@ -175,6 +175,26 @@ class BackendContract(ABC):
         with pytest.raises(PimcalError):
             backend.matmul_part(0, inputs, TilePart(1, rows, 0, cols))
 
+    def test_parts_multiply_together_like_one_after_the_other(self, backend: Backend) -> None:
+        device = backend.capabilities
+        weights = weights_for(device)
+        rows, cols = weights.shape
+        if not device.parts or rows < 3 or cols < 2:
+            pytest.skip("its tiles have no parts")
+        parts = [TilePart(0, rows, 0, cols), *(TilePart(i, rows - 2, i % 2, cols - 1) for i in range(3))]
+        tiles = [0] if device.tiles == 1 else [0, 1]
+        for tile in tiles:
+            backend.program(tile, weights_for(device, seed=tile))
+        backend.new_batch()
+        inputs = inputs_for(device, rows)
+        wanted = [(tile, inputs[:, : part.rows], part) for part in parts for tile in tiles]
+        outputs = backend.matmul_parts([PartProduct(*product) for product in wanted])
+        exact = [x @ _part_of(weights_for(device, seed=tile), part) for tile, x, part in wanted]
+        assert [output.shape for output in outputs] == [product.shape for product in exact]
+        together = torch.cat([output.flatten() for output in outputs])
+        assert relative_error(together, torch.cat([product.flatten() for product in exact])) <= self.relative_error
+        assert backend.matmul_parts([]) == []
+
     def test_patches_multiply_like_the_vectors_that_they_name(self, backend: Backend) -> None:
         device = backend.capabilities
         if device.rows is not None and device.rows < 12:
@@ -267,6 +287,10 @@ def inputs_for(device: Capabilities, rows: int, count: int = 7) -> Tensor:
     """`count` input vectors that `device` can take: codes where it wants codes."""
     values = torch.randn(count, rows, generator=torch.Generator().manual_seed(7))
     return _codes(values, device.input_bits, device.signed_inputs)
+
+
+def _part_of(weights: Tensor, part: TilePart) -> Tensor:
+    return weights[part.first_row : part.first_row + part.rows, part.first_col : part.first_col + part.cols]
 
 
 def relative_error(values: Tensor, exact: Tensor) -> float:
