@@ -9,10 +9,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
     model_validator,
 )
+
+from pimcal.profile.ranges import Microsiemens, Ratio, Seconds, Seed, signed, zero_or
 
 
 def _no_single_bit(bits: int) -> int:
@@ -22,7 +22,10 @@ def _no_single_bit(bits: int) -> int:
 
 
 Bits = Annotated[int, Field(ge=0, le=24), AfterValidator(_no_single_bit)]
-Coefficients = Annotated[tuple[float, ...], Field(min_length=1, max_length=8)]
+# Microsiemens, as coefficients of a polynomial in g / g_max: no larger than any conductance.
+Coefficients = Annotated[tuple[Annotated[float, *signed(1e-9, 1e6)], ...], Field(min_length=1, max_length=8)]
+Conductance = Annotated[float, *zero_or(1e-9, 1e6)]  # microsiemens
+Bound = Annotated[float, *zero_or(1e-6, 1e6)]  # in full scales, where tiles have at most some 100,000 rows
 TileKind = Literal["vectorised", "cpp", "torch"]
 
 
@@ -42,9 +45,9 @@ class Drift(Part):
     """A measured drift coefficient nu over conductance, g(t) = g * (t / t_0)^-nu: a mean and a spread for each of
     `g_microsiemens`, which ascend and cover the whole range; in between it is interpolated."""
 
-    g_microsiemens: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=2)]
-    nu_mean: tuple[NonNegativeFloat, ...]
-    nu_std: tuple[NonNegativeFloat, ...]
+    g_microsiemens: Annotated[tuple[Conductance, ...], Field(min_length=2)]
+    nu_mean: tuple[Ratio, ...]
+    nu_std: tuple[Ratio, ...]
 
     @model_validator(mode="after")
     def _pair_up(self) -> Drift:
@@ -64,13 +67,13 @@ class PcmNoise(Part):
     """
 
     kind: Literal["pcm"]
-    g_max_microsiemens: PositiveFloat = 25.0
+    g_max_microsiemens: Microsiemens = 25.0
     programming_coefficients: Coefficients | None = None
-    programming_noise_scale: NonNegativeFloat = 1.0
-    read_noise_scale: NonNegativeFloat = 1.0
-    drift_scale: NonNegativeFloat = 1.0
-    t_0_s: PositiveFloat = 20.0
-    t_read_s: PositiveFloat = 250e-9
+    programming_noise_scale: Ratio = 1.0
+    read_noise_scale: Ratio = 1.0
+    drift_scale: Ratio = 1.0
+    t_0_s: Seconds = 20.0
+    t_read_s: Seconds = 250e-9
     drift: Drift | None = None
 
     @model_validator(mode="after")
@@ -91,9 +94,9 @@ class HermesNoise(Part):
 
     kind: Literal["hermes"]
     devices: Literal[1, 2] = 2
-    programming_noise_scale: NonNegativeFloat = 1.0
-    read_noise_scale: NonNegativeFloat = 1.0
-    drift_scale: NonNegativeFloat = 1.0
+    programming_noise_scale: Ratio = 1.0
+    read_noise_scale: Ratio = 1.0
+    drift_scale: Ratio = 1.0
 
 
 class ReramNoise(Part):
@@ -104,8 +107,8 @@ class ReramNoise(Part):
     """
 
     kind: Literal["reram"]
-    g_max_microsiemens: PositiveFloat = 40.0
-    noise_scale: NonNegativeFloat = 1.0
+    g_max_microsiemens: Microsiemens = 40.0
+    noise_scale: Ratio = 1.0
 
 
 class ReramCmoNoise(Part):
@@ -116,12 +119,12 @@ class ReramCmoNoise(Part):
     """
 
     kind: Literal["reram_cmo"]
-    g_min_microsiemens: Annotated[float, Field(ge=5.0)] = 9.0  # decays by some 3 within years
-    g_max_microsiemens: PositiveFloat = 88.199997
+    g_min_microsiemens: Annotated[float, Field(ge=5.0, le=1e6)] = 9.0  # decays by some 3 within years
+    g_max_microsiemens: Microsiemens = 88.199997
     acceptance_range: Literal["0.2%", "2%"] = "0.2%"
-    programming_noise_scale: NonNegativeFloat = 1.0
-    read_noise_scale: NonNegativeFloat = 1.0
-    drift_scale: NonNegativeFloat = 1.0
+    programming_noise_scale: Ratio = 1.0
+    read_noise_scale: Ratio = 1.0
+    drift_scale: Ratio = 1.0
 
     @model_validator(mode="after")
     def _keep_a_range(self) -> ReramCmoNoise:
@@ -135,15 +138,15 @@ class CustomNoise(Part):
     conductances; nu ~ |N(nu_mean, nu_std^2)| is drawn at programming."""
 
     kind: Literal["custom"]
-    g_max_microsiemens: PositiveFloat = 25.0
+    g_max_microsiemens: Microsiemens = 25.0
     programming_coefficients: Coefficients = (0.2,)
-    programming_noise_scale: NonNegativeFloat = 1.0
-    nu_mean: NonNegativeFloat = 0.1
-    nu_std: NonNegativeFloat = 0.05
-    drift_scale: NonNegativeFloat = 1.0
-    read_noise_scale: NonNegativeFloat = 1.0
-    t_0_s: PositiveFloat = 20.0
-    t_read_s: PositiveFloat = 250e-9
+    programming_noise_scale: Ratio = 1.0
+    nu_mean: Ratio = 0.1
+    nu_std: Ratio = 0.05
+    drift_scale: Ratio = 1.0
+    read_noise_scale: Ratio = 1.0
+    t_0_s: Seconds = 20.0
+    t_read_s: Seconds = 250e-9
 
     @model_validator(mode="after")
     def _keep_times_apart(self) -> CustomNoise:
@@ -172,19 +175,19 @@ class Forward(Part):
     perfect: bool | None = Field(None, description="exact products; noise of the weights remains")
     input_bits: Bits | None = Field(None, description="DAC; 0: no quantisation")
     output_bits: Bits | None = Field(None, description="ADC; 0: no quantisation")
-    input_bound: NonNegativeFloat | None = Field(None, description="largest input; 0: none")
-    output_bound: NonNegativeFloat | None = Field(None, description="largest output; 0: none")
-    input_noise: NonNegativeFloat | None = Field(None, description="standard deviation on each input")
-    output_noise: NonNegativeFloat | None = Field(None, description="standard deviation on each output")
+    input_bound: Bound | None = Field(None, description="largest input; 0: none")
+    output_bound: Bound | None = Field(None, description="largest output; 0: none")
+    input_noise: Ratio | None = Field(None, description="standard deviation on each input")
+    output_noise: Ratio | None = Field(None, description="standard deviation on each output")
     input_stochastic_rounding: bool | None = None
     output_stochastic_rounding: bool | None = None
-    weight_noise: NonNegativeFloat | None = Field(None, description="read noise of the weights, for each product anew")
+    weight_noise: Ratio | None = Field(None, description="read noise of the weights, for each product anew")
     weight_noise_type: Literal["none", "additive_constant", "pcm_read"] | None = None
-    ir_drop: NonNegativeFloat | None = Field(None, description="scale of the voltage drop along the rows")
+    ir_drop: Ratio | None = Field(None, description="scale of the voltage drop along the rows")
     noise_management: Literal["none", "abs_max", "max", "constant", "abs_max_np_sum"] | None = None
-    noise_management_threshold: NonNegativeFloat | None = None
+    noise_management_threshold: Bound | None = None
     bound_management: Literal["none", "iterative", "iterative_worst_case"] | None = None
-    input_range: NonNegativeFloat | None = Field(None, description="inputs are clipped to it first; 0: not at all")
+    input_range: Bound | None = Field(None, description="inputs are clipped to it first; 0: not at all")
 
     @model_validator(mode="after")
     def _refuse_what_would_have_no_effect(self) -> Forward:
@@ -210,7 +213,7 @@ class Mapping(Part):
     weight_scaling: Literal["none", "tile", "column"] | None = Field(
         None, description="one scale for a tile, one for each of its columns, or the weights as they are"
     )
-    weight_scaling_omega: Annotated[float, Field(gt=0, le=1)] | None = None
+    weight_scaling_omega: Annotated[float, Field(ge=1e-6, le=1)] | None = None
 
     @model_validator(mode="after")
     def _refuse_a_scale_of_nothing(self) -> Mapping:
@@ -228,4 +231,4 @@ class Parts(Part):
     mapping: Mapping = Mapping()
     drift_compensation: Literal["none", "global"] | None = None
     tile: TileKind = "vectorised"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pimcal.profile.ranges import Celsius, CelsiusSwing, RatePerSecond, Ratio, Seconds, Seed, SignedRatio
 
 
 class _Part(BaseModel):
@@ -21,15 +23,15 @@ class LinearDrift(_Part):
     """eta0(t) = eta0 * (1 + rate_per_s * t)."""
 
     kind: Literal["linear"]
-    rate_per_s: float
+    rate_per_s: RatePerSecond
 
 
 class LogarithmicDrift(_Part):
     """eta0(t) = eta0 * (1 + amplitude * ln(1 + t / time_constant_s))."""
 
     kind: Literal["logarithmic"]
-    amplitude: float
-    time_constant_s: PositiveFloat
+    amplitude: SignedRatio
+    time_constant_s: Seconds
 
 
 class TemperatureDrift(_Part):
@@ -38,18 +40,18 @@ class TemperatureDrift(_Part):
     """
 
     kind: Literal["temperature"]
-    mean_temperature_c: float = 25.0
-    amplitude_c: NonNegativeFloat
-    period_s: PositiveFloat
-    eta0_per_c: float
+    mean_temperature_c: Celsius = 25.0
+    amplitude_c: CelsiusSwing
+    period_s: Seconds
+    eta0_per_c: SignedRatio
 
 
 class RandomWalkDrift(_Part):
     """eta0(t) = eta0 * (1 + the sum of one N(0, std^2) for every whole `step_s` that passed)."""
 
     kind: Literal["random_walk"]
-    step_s: PositiveFloat
-    std: NonNegativeFloat
+    step_s: Seconds
+    std: Ratio
 
 
 Drift = Annotated[
@@ -74,13 +76,13 @@ class GaussianSettings(_Part):
     """
 
     noise: Literal["mul", "add", "awgn"]
-    eta0: NonNegativeFloat
-    sigma_temporal: NonNegativeFloat = 0.2
-    sigma_spatial: NonNegativeFloat = 0.1
-    mu_spatial: float = Field(default=1.0, ge=-1000, le=1000)
+    eta0: Ratio
+    sigma_temporal: Ratio = 0.2
+    sigma_spatial: Ratio = 0.1
+    mu_spatial: SignedRatio = 1.0
     granularity: Literal["element", "tile", "device"] = "element"
     redraw: Literal["batch", "program"] = "batch"
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     drift: Drift | None = None
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from pimcal.profile.ranges import Baud, Patience
 from pimcal.tile_check import Tiles
 from pimcal_serial.simulator.settings import BoardSettings
 
@@ -55,12 +56,12 @@ class SerialSettings(BaseModel):
     LINK: ClassVar = frozenset({"port", "baud", "fast_baud", "margin_s", "connect_s", "reconnect_s", "trace"})
 
     port: Annotated[str, AfterValidator(check_port)]
-    baud: PositiveInt = Field(115200, le=2**32 - 1, description="line rate in bit/s")
-    fast_baud: PositiveInt | None = Field(None, le=2**32 - 1, description="rate to change to once the board answers")
+    baud: Baud = Field(115200, description="line rate in bit/s")
+    fast_baud: Baud | None = Field(None, description="rate to change to once the board answers")
     serial_number: str | None = Field(None, min_length=1, description="of the board, as HELLO tells it")
-    margin_s: PositiveFloat = Field(0.25, description="added to every time-out")
-    connect_s: PositiveFloat = Field(3.0, description="how long the board may take to answer the first time")
-    reconnect_s: PositiveFloat = Field(10.0, description="how long a lost board is waited for")
+    margin_s: Patience = Field(0.25, description="added to every time-out")
+    connect_s: Patience = Field(3.0, description="how long the board may take to answer the first time")
+    reconnect_s: Patience = Field(10.0, description="how long a lost board is waited for")
     trace: str | None = Field(None, min_length=1, description="record every byte to this new file")
     simulator: BoardSettings | None = Field(None, description="the virtual board, for port sim: alone")
 

@@ -9,17 +9,24 @@ from typing import Annotated
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 _UNITS_S = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+LONGEST = timedelta(days=36_525)  # a century: no device lives as long
 _PATTERN = r"^(?=.)([0-9]{1,6}w)?([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 
 
 def parse_duration(text: object) -> timedelta:
-    """Weeks, days, hours, minutes and seconds, in this order and each with its unit. ValueError otherwise."""
+    """Weeks, days, hours, minutes and seconds, in this order and each with its unit.
+
+    ValueError otherwise, and above `LONGEST`.
+    """
     if isinstance(text, timedelta):
         return text
     if not isinstance(text, str) or not re.fullmatch(_PATTERN, text):
         raise ValueError("a duration is written with units, for example 45s, 15m, 1h30m or 30d")
     parts = re.findall(r"([0-9]+)([wdhms])", text)
-    return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
+    duration = timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
+    if duration > LONGEST:
+        raise ValueError(f"a duration of more than a century ({LONGEST.days}d) is a slip")
+    return duration
 
 
 def format_duration(duration: timedelta) -> str:

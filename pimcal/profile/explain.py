@@ -23,10 +23,11 @@ _YAML_1_1_TRUTH = {"yes", "no", "on", "off", "y", "n"}
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Node, path: str = "") -> list[Problem]:
     """One problem for each error that `model` found in `tree`, which stands at the dotted `path`."""
-    return [_problem(details, model, tree, path) for details in error.errors(include_url=False)]
+    return [explained(details, model, tree, path) for details in error.errors(include_url=False)]
 
 
-def _problem(details: ErrorDetails, model: type[BaseModel], tree: Node, path: str) -> Problem:
+def explained(details: ErrorDetails, model: type[BaseModel], tree: Node, path: str = "") -> Problem:
+    """One of them."""
     node, names = _locate(tree, details["loc"])
     here = ".".join(filter(None, [path, *names]))
     match details["type"]:

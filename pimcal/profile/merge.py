@@ -19,7 +19,10 @@ def _deep_merged(base: Node, over: Node) -> Node:
         return over
     entries = dict(base.value)
     for key, node in over.value.items():
-        entries[key] = _deep_merged(entries[key], node) if key in entries else node
+        if node.value is None and key in entries:
+            del entries[key]  # null undoes what is inherited; one that undoes nothing stays, to be checked
+        else:
+            entries[key] = _deep_merged(entries[key], node) if key in entries else node
     place = over if over.at.line else base  # a mapping stands in a file, also where an override changes it
     return Node(entries, place.at, place.key_at)
 
@@ -40,7 +43,7 @@ def child(node: Node, key: str) -> Node | None:
 
 
 def pruned(node: Node) -> Node:
-    """The tree without the keys that are null: null means left out, so it also undoes an inherited key."""
+    """The tree without the keys that are null: null means left out."""
     if not isinstance(node.value, dict):
         return node
     kept = {key: pruned(value) for key, value in node.value.items() if value.value is not None}

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pimcal.errors import ConfigError
-from pimcal.profile.explain import explain
+from pimcal.profile.explain import explain, explained
 from pimcal.profile.merge import child, merged, pruned
 from pimcal.profile.overrides import override_tree
 from pimcal.profile.problems import Problem, ProfileError
@@ -124,7 +124,6 @@ def _made_by_load(value: T | None) -> T:
 
 def resolve(tree: Node, name: str, settings_model: SettingsModel, problems: list[Problem]) -> Profile:
     """Validate a merged tree; ProfileError lists what is wrong together with the `problems` found before."""
-    tree = pruned(tree)
     found: list[Problem] = []
     profile = _validated(Profile, tree, "", found)
     settings = _settings(tree, settings_model, found)
@@ -136,7 +135,7 @@ def resolve(tree: Node, name: str, settings_model: SettingsModel, problems: list
     problems = problems + [problem for problem in found if problem.path not in reported]
     if problems or profile is None or settings is None:
         raise ProfileError(sorted(problems, key=lambda problem: problem.at))
-    profile._name, profile._tree = name, tree
+    profile._name, profile._tree = name, pruned(tree)
     profile._settings, profile._settings_model = settings, settings_model
     return profile
 
@@ -150,7 +149,9 @@ def _settings(tree: Node, settings_model: SettingsModel, problems: list[Problem]
     except ConfigError as error:
         problems.append(Problem(backend.at, "backend", str(error)))
         return None
-    device = child(tree, "device") or Node({}, tree.at, tree.key_at)
+    device = child(tree, "device")
+    if device is None or device.value is None:
+        device = Node({}, tree.at, tree.key_at)
     return _validated(model, device, "device", problems) if isinstance(device.value, dict) else None
 
 
@@ -170,8 +171,21 @@ def _at(tree: Node, path: str) -> Node:
 
 def _validated(model: type[M], tree: Node, path: str, problems: list[Problem]) -> M | None:
     """JSON's strict mode: text is never taken for a number, while lists and whole numbers convert."""
+    problems += _unknown_nulls(model, tree, path)
     try:
-        return model.model_validate_json(json.dumps(tree.plain()), strict=True)
+        return model.model_validate_json(json.dumps(pruned(tree).plain()), strict=True)
     except ValidationError as error:
-        problems += explain(error, model, tree, path)
+        problems += explain(error, model, pruned(tree), path)
         return None
+
+
+def _unknown_nulls(model: type[BaseModel], tree: Node, path: str) -> list[Problem]:
+    """What is null, and so left out, under a name that the model does not know."""
+    if all(node.value is not None for _, node in tree.leaves()):
+        return []
+    try:
+        model.model_validate_json(json.dumps(tree.plain()), strict=True)
+    except ValidationError as error:
+        unknown = [each for each in error.errors() if each["type"] == "extra_forbidden" and each["input"] is None]
+        return [explained(details, model, tree, path) for details in unknown]
+    return []

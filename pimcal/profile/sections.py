@@ -11,18 +11,17 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
 )
 
-from pimcal.profile.cron import check_cron
+from pimcal.profile.cron import check_cron, shortest_gap
 from pimcal.profile.duration import Duration, PositiveDuration, format_duration
 from pimcal.profile.local_time import QuietHours, TimeZone
+from pimcal.profile.ranges import Cells, Images, ReferenceColumns, Repeats, Share
 
-Count = Annotated[int, Field(ge=0)]
 ConverterBits = Annotated[int, Field(ge=2, le=16)]
-Share = Annotated[float, Field(ge=0, le=1)]
+OncePerSecond = Annotated[int, Field(gt=0, le=3600)]  # more within an hour no calibration takes so little time for
 TriggerLimit = Annotated[dict[str, FiniteFloat], Field(min_length=1, max_length=1)]
 
 
@@ -35,9 +34,9 @@ class Section(BaseModel):
 class Tiles(Section):
     """How many tiles the device has, and their size in cells."""
 
-    count: PositiveInt | None = Field(None, description="tiles on the device; left out: unbounded")
-    rows: PositiveInt | None = Field(None, description="inputs of one tile; left out: unbounded")
-    cols: PositiveInt | None = Field(None, description="outputs of one tile; left out: unbounded")
+    count: Cells | None = Field(None, description="tiles on the device; left out: unbounded")
+    rows: Cells | None = Field(None, description="inputs of one tile; left out: unbounded")
+    cols: Cells | None = Field(None, description="outputs of one tile; left out: unbounded")
 
 
 class Io(Section):
@@ -50,16 +49,18 @@ class Io(Section):
 class References(Section):
     """Columns of every tile that are reserved to measure what the array does to the others."""
 
-    offset: Count = Field(0, description="columns programmed with zeros, which show what the array adds")
-    gain: Count = Field(0, description="columns of a known constant, which show what the array multiplies by")
+    offset: ReferenceColumns = Field(0, description="columns programmed with zeros, which show what the array adds")
+    gain: ReferenceColumns = Field(
+        0, description="columns of a known constant, which show what the array multiplies by"
+    )
 
 
 class Calibration(Section):
     """How a calibration is made, unless a command or a call says otherwise."""
 
     method: Literal["paired", "affine", "pooled", "ema"] = "paired"
-    images: PositiveInt = Field(64, description="calibration images")
-    batch_size: PositiveInt | None = Field(
+    images: Images = Field(64, description="calibration images")
+    batch_size: Images | None = Field(
         None, description="images in a batch, each of which sees a noise draw of its own; left out: 64 for ema, else 16"
     )
     momentum: Share = Field(0.999, description="ema only: share of the running value kept at each batch")
@@ -69,8 +70,8 @@ class Gate(Section):
     """What a candidate calibration must show on held-out images before it is activated."""
 
     max_drop: Share = Field(0.0, description="allowed drop against what is active, as a fraction")
-    repeats: PositiveInt = Field(1, description="times each side is measured; the noise is redrawn each time")
-    images: PositiveInt | None = Field(None, description="held-out images used; left out: all")
+    repeats: Repeats = Field(1, description="times each side is measured; the noise is redrawn each time")
+    images: Images | None = Field(None, description="held-out images used; left out: all")
 
 
 class Recalibration(Section):
@@ -86,7 +87,7 @@ class Recalibration(Section):
     when: tuple[TriggerLimit, ...] = Field((), description="drift triggers, one name and its limit each")
     jitter: Duration | None = Field(None, description="largest random delay of a scheduled look")
     cooldown: Duration | None = Field(None, description="least time between two recalibrations")
-    max_per_hour: PositiveInt | None = Field(None, description="most recalibrations within any hour")
+    max_per_hour: OncePerSecond | None = Field(None, description="most recalibrations within any hour")
     max_age: PositiveDuration | None = Field(None, description="oldest calibration to keep using")
     quiet_hours: QuietHours = Field((), description="times of day at which no probe or recalibration begins")
     timezone: TimeZone = Field("UTC", description="IANA time zone of cron and quiet hours")
@@ -94,9 +95,11 @@ class Recalibration(Section):
     @field_validator("jitter")
     @classmethod
     def _stay_in_the_interval(cls, jitter: timedelta | None, info: ValidationInfo) -> timedelta | None:
-        every = info.data.get("every")
-        if jitter and every and jitter >= every:
-            raise ValueError(f"must be shorter than every ({format_duration(every)}), or looks would run into the next")
+        every, cron = info.data.get("every"), info.data.get("cron")
+        for name, gap in (("every", every), ("the shortest time of cron", shortest_gap(cron) if cron else None)):
+            if jitter and gap and jitter >= gap:
+                told = format_duration(gap)
+                raise ValueError(f"must be shorter than {name} ({told}), or looks would run into the next")
         return jitter
 
     @field_validator("max_age")

@@ -14,6 +14,8 @@ from pimcal.profile.yaml_tree import Node
 if TYPE_CHECKING:
     from pimcal.recalibration.triggers import Trigger
 
+_SMALLEST = 1e-9  # of a limit: less is nothing in any unit that a trigger has
+
 
 def trigger_problems(section: Recalibration, tree: Node) -> list[Problem]:
     """What is wrong with `recalibration.when` of a valid section; `tree` is the whole profile's."""
@@ -40,6 +42,9 @@ def _problems(section: Recalibration, name: str, limit: float, path: str, node: 
         return
     if trigger.positive and limit <= 0:
         yield Problem(node.at, path, f"the limit must be above zero (got {limit:g})")
+    elif not (limit == 0 or _SMALLEST <= abs(limit) <= trigger.largest):
+        told = f"from {_SMALLEST:g} to {trigger.largest:g} in magnitude"
+        yield Problem(node.at, path, f"a limit that means something is {told} (got {limit:g})")
     if trigger.needs_probe and section.every is None and section.cron is None:
         yield Problem(node.key_at, path, "nothing says when to probe; add recalibration.every or recalibration.cron")
 

@@ -84,6 +84,8 @@ def _finite(text: str) -> float:
     number = math.inf if text.lower().endswith(("inf", "nan")) else float(text)
     if not math.isfinite(number):
         raise ValueError("a number must be finite; leave the key out where there is no limit")
+    if number == 0 and re.search("[1-9]", text.lower().partition("e")[0]):
+        raise ValueError("a number so small is 0 to a computer; write 0")
     return number
 
 

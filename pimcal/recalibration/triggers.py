@@ -48,12 +48,13 @@ class Trigger:
     """A function of the readings now, those at the last calibration, and the profile's limit.
 
     `needs_probe`: it looks at `probe_error`, so the schedule probes for it. `positive`: only limits above zero make
-    sense.
+    sense. `largest`: the magnitude above which no limit could ever be reached.
     """
 
     function: TriggerFunction
     needs_probe: bool = False
     positive: bool = False
+    largest: float = 1e9
 
     def __call__(self, now: Readings, before: Readings, limit: float) -> Verdict:
         return self.function(now, before, limit)
@@ -92,11 +93,11 @@ def age_h(now: Readings, before: Readings, limit: float) -> Verdict:
 
 
 BUILT_IN: dict[str, Trigger] = {
-    "probe_error": Trigger(probe_error, needs_probe=True, positive=True),
-    "temperature_change_c": Trigger(temperature_change_c, positive=True),
-    "supply_change_v": Trigger(supply_change_v, positive=True),
+    "probe_error": Trigger(probe_error, needs_probe=True, positive=True, largest=1e3),
+    "temperature_change_c": Trigger(temperature_change_c, positive=True, largest=1e3),
+    "supply_change_v": Trigger(supply_change_v, positive=True, largest=1e3),
     "link_errors_per_h": Trigger(link_errors_above, positive=True),
-    "age_h": Trigger(age_h, positive=True),
+    "age_h": Trigger(age_h, positive=True, largest=876_600),
 }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from pimcal.profile.ranges import Baud, Celsius, CelsiusSwing, Ratio, Seconds, Seed, Share, SignedRatio, zero_or
+
 Size = Annotated[int, Field(ge=1, le=0xFFFF)]
 Bits = Annotated[int, Field(ge=2, le=8)]
-Numbers = tuple[Annotated[int, Field(ge=1)], ...]
+Numbers = tuple[Annotated[int, Field(ge=1, lt=2**63)], ...]
+Away = Annotated[float, *zero_or(1e-6, 604_800)]  # seconds; who is away for more than a week does not come back
 CapabilityName = Literal["int4_inputs", "zero_skipping", "packed_outputs", "input_buffer", "baud", "trims"]
 ALL: tuple[CapabilityName, ...] = (
     "int4_inputs",
@@ -42,20 +44,20 @@ class ArraySettings(_Part):
     """
 
     noise: Literal["mul", "add"] | None = None
-    eta0: NonNegativeFloat = 0.0
-    sigma_temporal: NonNegativeFloat = 0.2
-    sigma_spatial: NonNegativeFloat = 0.1
-    mu_spatial: float = 1.0
+    eta0: Ratio = 0.0
+    sigma_temporal: Ratio = 0.2
+    sigma_spatial: Ratio = 0.1
+    mu_spatial: SignedRatio = 1.0
     granularity: Literal["element", "tile", "device"] = "element"
-    gain_spread: NonNegativeFloat = 0.0
-    offset_spread: NonNegativeFloat = 0.0
+    gain_spread: Ratio = 0.0
+    offset_spread: Annotated[float, *zero_or(1e-9, 2**31)] = 0.0
     stuck_cells: Share = 0.0
-    drift_exponent: NonNegativeFloat = 0.0
-    temperature_c: float = Field(25.0, ge=-273.15)
-    temperature_amplitude_c: NonNegativeFloat = 0.0
-    temperature_period_s: PositiveFloat = 86400.0
-    gain_per_c: float = 0.0
-    seed: int = Field(0, ge=0, lt=2**63)
+    drift_exponent: Ratio = 0.0
+    temperature_c: Celsius = 25.0
+    temperature_amplitude_c: CelsiusSwing = 0.0
+    temperature_period_s: Seconds = 86400.0
+    gain_per_c: SignedRatio = 0.0
+    seed: Seed = 0
 
 
 class FaultSettings(_Part):
@@ -73,12 +75,12 @@ class FaultSettings(_Part):
     truncated: Share = 0.0
     byte_errors: Share = 0.0
     stalled: Share = 0.0
-    stall_s: NonNegativeFloat = 0.5
+    stall_s: Away = 0.5
     stall_at: Numbers = ()
     reset_at: Numbers = ()
     unplug_at: Numbers = ()
-    unplugged_s: NonNegativeFloat = 0.5
-    seed: int = Field(0, ge=0, lt=2**63)
+    unplugged_s: Away = 0.5
+    seed: Seed = 0
 
 
 class BoardSettings(_Part):
@@ -100,7 +102,7 @@ class BoardSettings(_Part):
     buffer_bytes: int = Field(65536, ge=0, le=2**28)
     mvm_ns: int = Field(0, ge=0, le=2**32 - 1)
     supply_mv: int = Field(3300, ge=0, le=2**16 - 1)
-    max_baud: int = Field(12_000_000, ge=1, le=2**32 - 1)
+    max_baud: Baud = 12_000_000
     log: bool = False
     protocol_version: int = Field(1, ge=0, le=255)
     array: ArraySettings = ArraySettings()
