@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from pimcal.profile.ranges import Microsiemens, Ratio, Seconds, Seed, signed, zero_or
+from pimcal.profile.ranges import Microsiemens, Ratio, Seconds, Seed, above_zero, signed, zero_or
 
 
 def _no_single_bit(bits: int) -> int:
@@ -213,7 +213,7 @@ class Mapping(Part):
     weight_scaling: Literal["none", "tile", "column"] | None = Field(
         None, description="one scale for a tile, one for each of its columns, or the weights as they are"
     )
-    weight_scaling_omega: Annotated[float, Field(ge=1e-6, le=1)] | None = None
+    weight_scaling_omega: Annotated[float, *above_zero(1e-6, 1)] | None = None
 
     @model_validator(mode="after")
     def _refuse_a_scale_of_nothing(self) -> Mapping:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pimcal.cli.options import Json, Overrides
+from pimcal.cli.options import MOST, Json, Overrides, finite
 from pimcal.cli.output import note, print_json, print_table
 from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal_serial.firmware_commands import firmware
@@ -31,7 +31,7 @@ Port = Annotated[
         "--port", metavar="PORT", help="/dev/..., usb:SERIAL, socket://host:port, rfc2217://..., sim:, replay:FILE"
     ),
 ]
-Baud = Annotated[int | None, typer.Option("--baud", min=1, help="Line rate in bit/s; left out: 115200.")]
+Baud = Annotated[int | None, typer.Option("--baud", min=1, max=2**32 - 1, help="Line rate in bit/s; left out: 115200.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", metavar="NAME|FILE", help="Take port and rate from a hardware profile.")
 ]
@@ -80,8 +80,8 @@ def echo(
     port: Port = None,
     baud: Baud = None,
     profile: ProfileName = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many frames.")] = 100,
-    size: Annotated[int, typer.Option("--size", min=0, help="Bytes in each.")] = 64,
+    count: Annotated[int, typer.Option("--count", min=1, max=MOST, help="How many frames.")] = 100,
+    size: Annotated[int, typer.Option("--size", min=0, max=2**20, help="Bytes in each.")] = 64,
     trace: TraceFile = None,
     as_json: Json = False,
 ) -> None:
@@ -99,7 +99,7 @@ def bench(
     port: Port = None,
     baud: Baud = None,
     profile: ProfileName = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="How long to measure each figure.")] = 1.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, max=3600, callback=finite, help="How long to measure each figure.")] = 1.0,
     trace: TraceFile = None,
     as_json: Json = False,
 ) -> None:
@@ -203,7 +203,7 @@ def simulate(
         Path | None, typer.Option("--pty", metavar="PATH", help="Appear as a terminal at this path.")
     ] = None,
     tcp: Annotated[int | None, typer.Option("--tcp", min=0, max=65535, help="Listen at this TCP port instead.")] = None,
-    pace: Annotated[int | None, typer.Option("--pace", min=1, help="Be as slow as a line of so many bit/s.")] = None,
+    pace: Annotated[int | None, typer.Option("--pace", min=1, max=2**32 - 1, help="Be as slow as a line of so many bit/s.")] = None,
 ) -> None:
     """Be a virtual board, until Ctrl-C; prints the port that others use to reach it."""
     from pimcal_serial.simulator.serve import simulate as serve

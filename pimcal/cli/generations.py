@@ -10,7 +10,7 @@ import typer
 
 from pimcal.cli import stores as s
 from pimcal.cli.durations import seconds
-from pimcal.cli.options import Json
+from pimcal.cli.options import MOST, Json
 from pimcal.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def import_(
 def gc(
     store: s.StoreOption,
     keep: Annotated[
-        int, typer.Option("--keep", min=0, help="Of retired and of rejected generations so many of the newest stay.")
+        int, typer.Option("--keep", min=0, max=MOST, help="Of retired and of rejected generations so many of the newest stay.")
     ] = 10,
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="DURATION", help="Remove probes and telemetry that are older.")

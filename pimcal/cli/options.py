@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from pimcal.metrics import Metric
     from pimcal.profile import Profile
     from pimcal.sources.batches import Batches
+
+MAX_SEED = 2**63 - 1
+MOST = 10**9  # of images and lines: more is a slip, and more than 2**63 no database counts
+
+
+def finite(value: float | None) -> float | None:
+    """For options: ranges let NaN pass. Raises UsageError."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"a number is needed, not {value}")
+    return value
+
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", metavar="NAME|FILE", help="Hardware profile: a shipped name or a YAML file.")
@@ -45,7 +57,7 @@ CalibrationData = Annotated[
     ),
 ]
 HeldOut = Annotated[
-    int | None, typer.Option("--held-out", min=1, help="How many images of --data to judge by; left out: all.")
+    int | None, typer.Option("--held-out", min=1, max=MOST, help="How many images of --data to judge by; left out: all.")
 ]
 Preprocess = Annotated[
     str, typer.Option("--preprocess", metavar="SPEC", help="imagenet, cifar10, none, file.py:name or pkg.mod:name.")
@@ -56,8 +68,7 @@ MetricOption = Annotated[
         "--metric", metavar="SPEC", help="accuracy (default with labels), agreement (default without), mse, cosine, ..."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in an inference batch.")]
-MAX_SEED = 2**63 - 1
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=MOST, help="Images in an inference batch.")]
 Seed = Annotated[
     int | None,
     typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the simulated device and of torch."),
@@ -165,7 +176,7 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if not all(part.strip().isdecimal() and len(part.strip()) < 10 and int(part) > 0 for part in parts):
         raise UsageError(f"--input-shape {text!r} is no shape; write for example 3,32,32")
     return tuple(map(int, parts))
 

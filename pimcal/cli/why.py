@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from pimcal.cli import stores as s
-from pimcal.cli.options import Json
+from pimcal.cli.options import MOST, Json
 from pimcal.cli.output import print_json, print_table
 
 
 def why(
     store: s.StoreOption,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of the newest.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST, help="How many of the newest.")] = 20,
     device: s.Device = None,
     as_json: Json = False,
 ) -> None:

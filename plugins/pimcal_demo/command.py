@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the report.")] = Path("pimcal-demo"),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the simulated device.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the simulated device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")] = False,
 ) -> None:
     """Put a trained network on a noisy simulated device, calibrate it, and write a report with two pictures."""
