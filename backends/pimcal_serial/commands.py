@@ -99,7 +99,9 @@ def bench(
     port: Port = None,
     baud: Baud = None,
     profile: ProfileName = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.01, max=3600, callback=finite, help="How long to measure each figure.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.01, max=3600, callback=finite, help="How long to measure each figure.")
+    ] = 1.0,
     trace: TraceFile = None,
     as_json: Json = False,
 ) -> None:
@@ -203,7 +205,9 @@ def simulate(
         Path | None, typer.Option("--pty", metavar="PATH", help="Appear as a terminal at this path.")
     ] = None,
     tcp: Annotated[int | None, typer.Option("--tcp", min=0, max=65535, help="Listen at this TCP port instead.")] = None,
-    pace: Annotated[int | None, typer.Option("--pace", min=1, max=2**32 - 1, help="Be as slow as a line of so many bit/s.")] = None,
+    pace: Annotated[
+        int | None, typer.Option("--pace", min=1, max=2**32 - 1, help="Be as slow as a line of so many bit/s.")
+    ] = None,
 ) -> None:
     """Be a virtual board, until Ctrl-C; prints the port that others use to reach it."""
     from pimcal_serial.simulator.serve import simulate as serve

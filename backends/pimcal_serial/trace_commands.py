@@ -18,7 +18,9 @@ def trace(
         list[str] | None,
         typer.Option("--type", metavar="TYPE", help="Only these: HELLO, MVM, ..., BROKEN (no frame), EVENT."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=0, max=MOST, help="At most so many rows; left out: all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=0, max=MOST, help="At most so many rows; left out: all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a recorded session with a board, frame by frame, and a summary."""

@@ -49,7 +49,8 @@ def calibrate(
         str | None, typer.Option("--method", help="paired, affine, pooled or ema; left out: as the profile says.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, max=o.MOST, help="Calibration images; left out: as the profile says.")
+        int | None,
+        typer.Option("--images", min=1, max=o.MOST, help="Calibration images; left out: as the profile says."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -69,7 +70,10 @@ def calibrate(
     ] = None,
     force: o.Force = False,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", min=0, max=o.MOST, callback=o.finite, help="Drop of the metric that the gate allows.")
+        float | None,
+        typer.Option(
+            "--max-drop", min=0, max=o.MOST, callback=o.finite, help="Drop of the metric that the gate allows."
+        ),
     ] = None,
     divergence: Annotated[
         bool, typer.Option("--divergence", help="Also show each layer's KL and JS divergence, before and after.")

@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 
 USES_ALL_IMAGES = ("ema", "pooled")  # methods that estimate moments anew, and need all images that there are
 
-Seeds = Annotated[int, typer.Option("--seeds", min=1, max=10_000, help="How many device seeds; they count up from --seed.")]
+Seeds = Annotated[
+    int, typer.Option("--seeds", min=1, max=10_000, help="How many device seeds; they count up from --seed.")
+]
 FirstSeed = Annotated[
     int, typer.Option("--seed", min=0, max=o.MAX_SEED, help="First seed of the simulated device; seeds torch, too.")
 ]
 Images = Annotated[
     int | None,
-    typer.Option("--images", min=1, max=o.MOST, help="Calibration images; left out: all for ema and pooled, else the profile's."),
+    typer.Option(
+        "--images", min=1, max=o.MOST, help="Calibration images; left out: all for ema and pooled, else the profile's."
+    ),
 ]
 
 

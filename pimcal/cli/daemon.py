@@ -81,7 +81,10 @@ def run(
         LogFormat.lines
     ),
     speed: Annotated[
-        float, typer.Option("--speed", min=1, max=1e6, callback=o.finite, help="Simulated devices: time passes so many times faster.")
+        float,
+        typer.Option(
+            "--speed", min=1, max=1e6, callback=o.finite, help="Simulated devices: time passes so many times faster."
+        ),
     ] = 1.0,
     http: Annotated[
         str | None,

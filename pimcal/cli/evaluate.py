@@ -31,7 +31,9 @@ def evaluate(
     force: o.Force = False,
     preprocess: o.Preprocess = "none",
     metric: o.MetricOption = None,
-    images: Annotated[int | None, typer.Option("--images", min=1, max=o.MOST, help="Images to use; left out: all.")] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, max=o.MOST, help="Images to use; left out: all.")
+    ] = None,
     batch_size: o.BatchSize = 64,
     seed: o.Seed = None,
     torch_device: o.TorchDevice = "cpu",

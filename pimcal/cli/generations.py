@@ -127,7 +127,10 @@ def import_(
 def gc(
     store: s.StoreOption,
     keep: Annotated[
-        int, typer.Option("--keep", min=0, max=MOST, help="Of retired and of rejected generations so many of the newest stay.")
+        int,
+        typer.Option(
+            "--keep", min=0, max=MOST, help="Of retired and of rejected generations so many of the newest stay."
+        ),
     ] = 10,
     older_than: Annotated[
         str, typer.Option("--older-than", metavar="DURATION", help="Remove probes and telemetry that are older.")

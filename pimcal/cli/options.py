@@ -57,7 +57,8 @@ CalibrationData = Annotated[
     ),
 ]
 HeldOut = Annotated[
-    int | None, typer.Option("--held-out", min=1, max=MOST, help="How many images of --data to judge by; left out: all.")
+    int | None,
+    typer.Option("--held-out", min=1, max=MOST, help="How many images of --data to judge by; left out: all."),
 ]
 Preprocess = Annotated[
     str, typer.Option("--preprocess", metavar="SPEC", help="imagenet, cifar10, none, file.py:name or pkg.mod:name.")

@@ -19,6 +19,7 @@ from yaml.reader import Reader
 from yaml.scanner import Scanner
 
 from pimcal.profile.problems import Position, Problem, ProfileError
+from pimcal.profile.yaml_hints import explained, unused_marks
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
@@ -100,14 +101,15 @@ def read_tree(data: bytes, file: str, problems: list[Problem]) -> Node:
     try:
         root = composer.get_single_node()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark or composer.get_mark()
-        raise _syntax_error(", ".join(filter(None, [error.context, error.problem])), mark, file) from error
+        message, mark = explained(error, text)
+        raise _syntax_error(message, mark or composer.get_mark(), file) from error
     except RecursionError as error:
         raise _syntax_error("nested too deeply", composer.get_mark(), file) from error
     except (ValueError, OverflowError) as error:  # PyYAML's scanner on impossible escapes and versions
         raise _syntax_error(f"broken YAML ({error})", composer.get_mark(), file) from error
     if root is None:
         raise ProfileError([Problem(Position(file, 1, 1), "", "there is nothing in it")])
+    problems += [Problem(_position(mark, file), "", message) for mark, message in unused_marks(text)]
     return _Converter(file, problems).convert(root, "", ())
 
 
@@ -171,7 +173,7 @@ class _Converter:
         key_at = _position(key.start_mark, self._file) if key else at
         self._check_limits(raw, path, parents, at)
         if raw.tag not in (_PLAIN, _UNTAGGED):
-            self._report(at, path, f"tag {raw.tag} refused: a profile is plain data")
+            self._report(at, path, f"tag {raw.tag} refused: a profile is plain data; put text in quotes")
         inside = (*parents, raw)
         if isinstance(raw, yaml.MappingNode):
             return Node(self._mapping(raw, path, inside), at, key_at)

@@ -213,6 +213,82 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(write: Write) -> 
     ]
 
 
+CRON_MISTAKES = [
+    (
+        "*/90 * * * *",
+        "'*/90' would mean minute 0 alone, as a step of 90 leaves 0 to 59 at once; write 0, or every: 90m",
+    ),
+    ("*/60 * * * *", "'*/60' would mean minute 0 alone"),
+    ("0 */36 * * *", "'*/36' would mean hour 0 alone, as a step of 36 leaves 0 to 23 at once; write 0, or every: 36h"),
+    ("0 */24 * * *", "'*/24' would mean hour 0 alone"),
+    ("0 0 */40 * *", "'*/40' would mean day of the month 1 alone, as a step of 40 leaves 1 to 31"),
+    ("0 0 1 */12 *", "'*/12' would mean month 1 alone"),
+    ("0 0 * * */7", "'*/7' would mean day of the week 0 alone"),
+    ("0 0 * * mon-fri/5", "'mon-fri/5' would mean day of the week 1 alone"),
+    ("10-20/30 * * * *", "'10-20/30' would mean minute 10 alone, as a step of 30 leaves 10 to 20 at once"),
+    ("0,*/99999 * * * *", "'*/99999' would mean minute 0 alone"),
+    ("5/15 * * * *", "'5/15' steps from a single minute; write 5-59/15, or 5"),
+    ("50-10 * * * *", "'50-10' runs backwards; write 50-59,0-10 in its place"),
+    ("0 22-6 * * *", "'22-6' runs backwards; write 22-23,0-6 in its place"),
+    ("0 0 * nov-feb *", "'nov-feb' runs backwards; write 11-12,1-2 in its place"),
+    ("0 0 * * fri-sun", "'fri-sun' runs backwards; write 5-6,0 in its place"),
+    ("0 0 * mon *", "'mon' is no month"),
+    ("0 0 jan * *", "'jan' is no day of the month"),
+    ("0 0 * * monday", "'monday' is no day of the week"),
+    ("@daily", "a cron expression has five fields"),
+]
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["*/59 * * * *", "0 */23 * * *", "0 0 */30 * *", "0 0 1 */11 *", "0 0 * * */6", "0 0 * * 5-7", "0-30/30 * * * *"],
+)
+def test_a_cron_step_within_its_field_is_accepted(cron: str, write: Write) -> None:
+    assert load(write(HEAD + f"recalibration: {{cron: '{cron}'}}\n")).recalibration.cron == cron
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEAD + "refrences:\n", "p.yaml:4:1: refrences: unknown key; did you mean 'references'?"),
+        (HEAD + "tiels: null\n", "p.yaml:4:1: tiels: unknown key; did you mean 'tiles'?"),
+        (HEAD + "io: {output_bit: null}\n", "p.yaml:4:6: io.output_bit: unknown key; did you mean 'io.output_bits'?"),
+        (HEAD + "recalibration: {evry: ~}\n", "p.yaml:4:17: recalibration.evry: unknown key; did you mean"),
+        (HEAD + "io: null\ngate:\n  xyz:\n", "p.yaml:6:3: gate.xyz: unknown key; known: images, max_drop, repeats"),
+        (
+            "schema: pimcal/1\nbackend: gaussian\ndevice:\n  noise: mul\n  eta0: 1\n  sed: \n",
+            "p.yaml:6:3: device.sed: unknown key; did you mean 'device.seed'?",
+        ),
+        (
+            "schema: pimcal/1\nbackend: gaussian\ndevice: {noise: mul, eta0: 1, drift: {kind: linear, rate_per_s: 1, "
+            "amplitude: null}}\n",
+            "p.yaml:3:68: device.drift.amplitude: unknown key; known: kind, rate_per_s",
+        ),
+        (
+            "schema: pimcal/1\nbackend: aihwkit\ndevice: {noise: {kind: pcm, drift: {nu_men: null}}}\n",
+            "p.yaml:3:37: device.noise.drift.nu_men: unknown key; did you mean",
+        ),
+        ("extends: gaussian_mul\ntiels: null\n", "p.yaml:2:1: tiels: unknown key; did you mean 'tiles'?"),
+        ("extends: gaussian_8bit\nio: {input_bitz: null}\n", "p.yaml:2:6: io.input_bitz: unknown key; did you mean"),
+    ],
+)
+def test_null_does_not_excuse_an_unknown_key(text: str, message: str, write: Write) -> None:
+    assert [line for line in lines_of(write(text)) if line.startswith(message)]
+
+
+def test_null_in_an_override_does_not_excuse_an_unknown_key() -> None:
+    assert lines_of("gaussian_mul", {"device.eto0": None, "tile": None}) == [
+        "-O device.eto0=null: unknown key; did you mean 'device.eta0'?",
+        "-O tile=null: unknown key; did you mean 'tiles'?",
+    ]
+
+
+def test_null_undoes_an_inherited_key_that_the_rest_no_longer_has(write: Write) -> None:
+    write(HEAD.replace("0.1", "0.1, drift: {kind: linear, rate_per_s: 0.5}"), "base.yaml")
+    text = "extends: base.yaml\ndevice: {drift: {kind: random_walk, step_s: 1, std: 0.1, rate_per_s: null}}\n"
+    assert load(write(text)).resolved()["device"]["drift"] == {"kind": "random_walk", "step_s": 1.0, "std": 0.1}  # type: ignore[index, call-overload]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -259,6 +335,14 @@ def test_all_mistakes_are_reported_at_once_each_with_its_place(write: Write) -> 
         (HEAD + "recalibration: {cron: '* * 0 * *'}\n", "'0' is no day of the month"),
         (HEAD + "recalibration: {cron: '* * * dez *'}\n", "'dez' is no month"),
         (HEAD + "recalibration: {cron: '*/0 * * * *'}\n", "'*/0' is no minute"),
+        *(
+            (HEAD + f"recalibration: {{cron: '{cron}'}}\n", f"p.yaml:4:23: recalibration.cron: {message}")
+            for cron, message in CRON_MISTAKES
+        ),
+        (
+            HEAD + "recalibration: {cron: '*/10 * * * *', jitter: 10m}\n",
+            "p.yaml:4:47: recalibration.jitter: must be shorter than the shortest time of cron (10m)",
+        ),
         (HEAD + "recalibration: {when: [{a: 1, b: 2}]}\n", "p.yaml:4:24: recalibration.when.0: "),
         (
             HEAD + "recalibration: {when: [{a: x}]}\n",
@@ -589,10 +673,10 @@ def test_the_hash_depends_on_values_not_on_how_they_are_written(write: Write) ->
 changes = st.fixed_dictionaries(
     {},
     optional={
-        "device.eta0": st.floats(0, 1e300),
+        "device.eta0": st.just(0.0) | st.floats(1e-9, 1e3),
         "device.seed": st.integers(0, 2**63 - 1),
-        "device.drift": st.builds(lambda x: {"kind": "linear", "rate_per_s": x}, st.floats(-1e9, 1e9)),
-        "tiles.rows": st.integers(1, 2**40) | st.none(),
+        "device.drift": st.builds(lambda x: {"kind": "linear", "rate_per_s": x}, st.just(0.0) | st.floats(1e-12, 1e6)),
+        "tiles.rows": st.integers(12, 10**9) | st.none(),
         "io.input_bits": st.integers(2, 16),
         "host": st.lists(st.text(), max_size=4),
         "references": st.fixed_dictionaries({"offset": st.integers(0, 9), "gain": st.integers(0, 9)}),

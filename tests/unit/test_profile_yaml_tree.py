@@ -158,3 +158,62 @@ def test_any_bytes_end_in_a_tree_or_a_profile_error(data: bytes) -> None:
     except ProfileError as error:
         problems += error.problems
     assert all(problem.at.line > 0 and problem.message for problem in problems)
+
+
+# --- text without quotes
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "begins"),
+    [
+        ("cron: */5 * * * *", 7, "*"),
+        ("host: [*.fc]", 8, "*"),
+        ("host: [fc, *head]", 12, "*"),
+        ("host: [*]", 8, "*"),
+        ("a: &5 x", 4, "&"),
+        ("a: & b", 4, "&"),
+        ("a: &", 4, "&"),
+        ("a: ! x", 4, "!"),
+        ("a: !<", 4, "!"),
+        ("a: %5", 4, "%"),
+        ("a: @x", 4, "@"),
+        ("a: `x`", 4, "`"),
+    ],
+)
+def test_text_that_begins_with_a_character_of_yaml_is_to_be_put_in_quotes(text: str, column: int, begins: str) -> None:
+    told = refusal(text)
+    assert told.startswith(f"p.yaml:1:{column}: ")
+    assert f"text that begins with {begins} has a meaning of its own in YAML; put the text in quotes" in told
+    assert "\0" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a: b: c", "if ': ' belongs to the value, put the text in quotes"),
+        ("a: [b, #c]", "put the text in quotes"),
+        ("a: [0-9]*x", "put the text in quotes"),
+        ("a: {x}y", "put the text in quotes"),
+        ("a: 'b' c", "put the text in quotes"),
+        ("a: , b", "put the text in quotes"),
+        ("a: ] b", "put the text in quotes"),
+        ("a: - b", "put the text in quotes"),
+        ("a: ? b", "put the text in quotes"),
+        ("a: | b", "put the text in quotes"),
+        ("a: >5x", "put the text in quotes"),
+        ("a: !x y", "put text in quotes"),
+        ('a: "b', "a quote that was opened is not closed"),
+        ('a: "C:\\q"', "use single quotes"),
+        ("a:\n\tb: 1", "indented with spaces, never with tabs"),
+        ("a: [1, 2", "close every [ and {"),
+    ],
+)
+def test_a_syntax_error_says_what_to_do(text: str, hint: str) -> None:
+    assert hint in refusal(text)
+
+
+def test_anchors_that_are_used_and_marks_within_text_are_no_mistake() -> None:
+    assert read("a: &x [fc*, 'x & y', b!, 50%, me@lab]\nb: *x") == {
+        "a": ["fc*", "x & y", "b!", "50%", "me@lab"],
+        "b": ["fc*", "x & y", "b!", "50%", "me@lab"],
+    }
