@@ -1,15 +1,58 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and only what is a file is read."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pimcal.errors import StorageError
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes. Raises OSError, with what is wrong as its `strerror`."""
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EINVAL, f"it has more than {most} bytes, which no such file has")
+    return content
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, open for reading. A pipe could keep its reader waiting for ever, a device never end.
+
+    Raises OSError, with what is wrong as its `strerror`.
+    """
+    try:
+        _check_regular(Path(path).stat().st_mode)  # before it is opened: that alone does something to some devices
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError as error:  # no file can have such a name
+        raise OSError(errno.EINVAL, str(error)) from error
+    try:
+        _check_regular(os.fstat(handle).st_mode)  # it may have been replaced in between
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(
+            errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, and only regular files are read"
+        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimcal.errors import DataError
-from pimcal.files import write_atomically
+from pimcal.files import read_regular, write_atomically
 from pimcal.profile.differences import differences as differing_values
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pimcal.device import Device
 
 FORMAT = "pimcal-record/1"
+LARGEST = 2**30  # bytes of a file: a network of a million channels has some 10 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ class Record:
 def read_file(path: str | Path) -> bytes:
     """The content of a record's file. Raises DataError where it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_regular(path, LARGEST)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
     except OSError as error:

@@ -12,6 +12,7 @@ import torch
 from pimcal.backend import Backend, Capabilities
 from pimcal.errors import ConfigError, DataError
 from pimcal.patches import PartProduct, Patches, TilePart
+from pimcal.shown import one_line
 from pimcal.tile_check import Tiles, check_inputs, check_part, check_weights
 from pimcal_serial.connection import Connection
 from pimcal_serial.driver import Driver
@@ -99,7 +100,7 @@ class Serial(Backend):
 
 def _capabilities(board: BoardInfo, tiles: Tiles) -> Capabilities:
     """What the board has; the profile may use less of it. Raises ConfigError where it wants more."""
-    name = f"{board.model or 'board'} {board.serial_number}".strip()
+    name = one_line(f"{board.model or 'board'} {board.serial_number}".strip())
     asked = {"tiles": tiles.count, "rows": tiles.rows, "cols": tiles.cols}
     there = {"tiles": board.tiles, "rows": board.rows, "cols": board.cols}
     for what, wanted in asked.items():
@@ -117,7 +118,7 @@ def _capabilities(board: BoardInfo, tiles: Tiles) -> Capabilities:
         weight_unit="full_scale",
         parts=True,
         patches=Capability.INPUT_BUFFER in board.capabilities,
-        firmware=board.firmware,
+        firmware=one_line(board.firmware),
         mvm_s=board.mvm_ns / 1e9 if board.mvm_ns else None,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pimcal.errors import DataError, DeviceUnavailableError
-from pimcal.files import write_atomically
+from pimcal.files import open_regular, write_atomically
 from pimcal_serial.inputs import Int8s, Int32s
 from pimcal_serial.messages import BoardInfo
 
@@ -16,7 +16,8 @@ from pimcal_serial.messages import BoardInfo
 def read_codes(path: Path) -> Int8s:
     """An .npy file's matrix of whole numbers. Raises DataError."""
     try:
-        values = np.load(path, allow_pickle=False)
+        with open_regular(path) as file:
+            values = np.load(file, allow_pickle=False)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from pimcal import __version__
 from pimcal.errors import DeviceUnavailableError, PimcalError
+from pimcal.shown import one_line
 from pimcal_serial.lock import BoardLock
 from pimcal_serial.replay import ReplayedBoard, ReplaySession, TracedSession
 from pimcal_serial.requests import BoardRestartedError, RefusedError
@@ -95,7 +96,7 @@ class Connection:
         wanted, found = self._settings.serial_number, self.session.info.serial_number
         if wanted is not None and wanted != found:
             raise DeviceUnavailableError(
-                f"the board on {self._settings.port} has the serial number {found or '(none)'}, "
+                f"the board on {self._settings.port} has the serial number {one_line(found) or '(none)'}, "
                 f"the profile wants {wanted}; plug that one in, or correct device.serial_number"
             )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 
 from pimcal.errors import DeviceUnavailableError
+from pimcal.shown import one_line
 from pimcal_serial.frames import (
     ANSWER,
     Frame,
@@ -231,7 +232,7 @@ class Session:
         if answer.status == Status.OK:
             return answer.payload
         if answer.status == Status.FAULT:
-            told = answer.payload.decode(errors="replace")
+            told = one_line(answer.payload.decode(errors="replace"))
             raise DeviceUnavailableError(f"{self._name} reports a hardware fault in {request.kind.name}: {told}")
         if answer.status == Status.NOT_PROGRAMMED:
             self.hello()  # its BOOT may have been lost
@@ -323,7 +324,7 @@ class Session:
         with suppress(PayloadError):
             if frame.type == MessageType.LOG | ANSWER:
                 log = Log.decode(frame.payload)
-                logger.log(_LOG_LEVELS[min(log.level, 3)], "%s: %s", self._name, log.text)
+                logger.log(_LOG_LEVELS[min(log.level, 3)], "%s: %s", self._name, one_line(log.text))
                 return True
             if frame.type == MessageType.BOOT | ANSWER:
                 self._check_boot_id(Boot.decode(frame.payload).boot_id)
@@ -390,7 +391,8 @@ class Session:
     def _adopt(self, info: BoardInfo) -> None:
         if info.serial_number != self.info.serial_number:
             raise DeviceUnavailableError(
-                f"{self._name} is now {info.serial_number}, it was {self.info.serial_number}; plug the first one in"
+                f"{self._name} is now {one_line(info.serial_number)}, it was {one_line(self.info.serial_number)}; "
+                "plug the first one in"
             )
         if replace(info, boot_id=0) != replace(self.info, boot_id=0):
             raise DeviceUnavailableError(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pimcal import __version__
 from pimcal.errors import DataError, DeviceUnavailableError, StorageError, UsageError
+from pimcal.files import open_regular
 from pimcal_serial.transport import LinkError, Transport
 
 FORMAT, VERSION = "pimcal serial trace", 1
@@ -167,7 +168,7 @@ class Trace:
     @contextmanager
     def _opened(self) -> Iterator[Iterator[bytes]]:
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 yield iter(file)
         except OSError as error:
             raise DataError(f"the trace {self.path} cannot be read: {error.strerror or error}") from error

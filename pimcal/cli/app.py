@@ -28,6 +28,7 @@ from pimcal.cli import (
     timeline,
     why,
 )
+from pimcal.cli.output import LogFormatter, note
 from pimcal.errors import PimcalError, PlacementWarning, StorageError
 
 INTERRUPTED, INTERNAL = 130, 70
@@ -73,7 +74,9 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     warnings.filterwarnings("ignore", category=PlacementWarning)  # commands print what it says as notes
     debug = "--debug" in sys.argv or bool(os.environ.get("PIMCAL_DEBUG"))
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -111,6 +114,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+        note(traceback.format_exc())
+    note(f"error: {message}")
     sys.exit(code)

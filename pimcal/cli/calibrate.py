@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import mvm_bar, note, print_json, print_table, shown, stdout_for_json
+from pimcal.cli.output import mvm_bar, note, print_json, print_table, say, shown, stdout_for_json
 from pimcal.errors import DataError, StorageError, UsageError
 from pimcal.files import check_replaceable, check_writable
 
@@ -316,10 +316,10 @@ def _print(
     if generation is not None:
         typer.echo(f"generation {generation.id} is {generation.state} in the store")
     if path is not None:
-        typer.echo(f"record {verdict.record.id} written to {path}")
+        say(f"record {verdict.record.id} written to {path}")
     if not verdict.activated:
         written = "nothing was written" if generation is None else "what was in force still is"
-        typer.echo(f"not activated: {verdict.reason}; {written} (--max-drop allows more)")
+        say(f"not activated: {verdict.reason}; {written} (--max-drop allows more)")
     if found:
         rows = [(name, f"{b.kl:.4f}", f"{a.kl:.4f}", f"{b.js:.4f}", f"{a.js:.4f}") for name, (b, a) in found.items()]
         print_table(("behind layer", "KL before", "KL after", "JS before", "JS after"), rows)

@@ -17,9 +17,10 @@ from pimcal import __version__
 from pimcal.cli import options as o
 from pimcal.cli import stores as s
 from pimcal.cli.durations import seconds
-from pimcal.cli.output import print_json, print_table
+from pimcal.cli.output import Lines, print_json, print_table
 from pimcal.errors import ConfigError, DataError, DeviceUnavailableError, StorageError, UsageError
 from pimcal.files import check_writable
+from pimcal.shown import one_line
 
 if TYPE_CHECKING:
     from pimcal.daemon.subject import Images, Subject
@@ -242,7 +243,11 @@ def status(store: s.OptionalStore = None, socket: SocketOption = None, as_json: 
     if as_json:
         print_json(found)
         return
-    told = {**dict.fromkeys(FIRST), **found, "decision": "\n".join(found["decision"])}
+    told = {
+        **dict.fromkeys(FIRST),
+        **found,
+        "decision": Lines("\n".join(one_line(str(line)) for line in found["decision"])),
+    }
     for name in ("counters", "telemetry", "problems", "last_look"):
         told[name] = ", ".join(f"{key}: {_short(value)}" for key, value in (found[name] or {}).items())
     told["model_hash"] = (found.get("model_hash") or "")[:SHOWN_DIGITS]

@@ -14,7 +14,7 @@ import typer
 
 from pimcal import registry
 from pimcal.cli.options import Json
-from pimcal.cli.output import print_json, print_table, stdout_for_json
+from pimcal.cli.output import print_json, print_table, say, stdout_for_json
 from pimcal.errors import ConfigError, MissingExtraError, PimcalError
 
 EXTRAS = {"torchvision": "vision", "matplotlib": "report", "sklearn": "demo"}
@@ -67,7 +67,7 @@ def _print(findings: list[Finding]) -> None:
     print_table(("", "what", "found"), [(found.mark, found.what, first) for found, first, _, _ in told])
     for found, _, _, rest in told:
         if rest:
-            typer.echo(f"\n{found.what}:\n{rest}")
+            say(f"\n{found.what}:\n{rest}")
 
 
 def _try(what: str, check: Callable[[], str], needed: bool = True) -> Finding:

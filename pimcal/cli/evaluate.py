@@ -10,7 +10,7 @@ import typer
 
 from pimcal.cli import options as o
 from pimcal.cli import stores as s
-from pimcal.cli.output import mvm_bar, note, print_json, shown, stdout_for_json
+from pimcal.cli.output import mvm_bar, note, print_json, say, shown, stdout_for_json
 from pimcal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def evaluate(
         print_json({**asdict(result), "profile": subject.profile.name, **applied})
         return
     value = shown(result.metric, result.value)
-    typer.echo(f"{result.metric} {value} on {subject.profile.name} ({result.images} images)")
-    typer.echo(f"{result.mvms:,} MVMs in {result.seconds:.1f} s; {summary}")
+    say(f"{result.metric} {value} on {subject.profile.name} ({result.images} images)")
+    say(f"{result.mvms:,} MVMs in {result.seconds:.1f} s; {summary}")
 
 
 def _apply_active(store: Store, net: Deployment, force: bool) -> Generation | None:

@@ -11,7 +11,7 @@ import typer
 from pimcal.cli import stores as s
 from pimcal.cli.durations import seconds
 from pimcal.cli.options import MOST, Json
-from pimcal.cli.output import print_json, print_table
+from pimcal.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from pimcal.store import Generation
@@ -148,8 +148,8 @@ def gc(
     if as_json:
         print_json(asdict(found))
         return
-    typer.echo(f"{len(found.generations)} generations and {found.files} files removed, {found.bytes:,} bytes")
-    typer.echo(f"{found.probes} probes and {found.readings} readings of telemetry older than {older_than} removed")
+    say(f"{len(found.generations)} generations and {found.files} files removed, {found.bytes:,} bytes")
+    say(f"{found.probes} probes and {found.readings} readings of telemetry older than {older_than} removed")
 
 
 def migrate(store: s.StoreOption, as_json: Json = False) -> None:
@@ -161,11 +161,11 @@ def migrate(store: s.StoreOption, as_json: Json = False) -> None:
     if as_json:
         print_json({"from": before, "to": VERSION})
     else:
-        typer.echo(f"schema {VERSION}, {'as it was' if before == VERSION else f'from {before}'}")
+        say(f"schema {VERSION}, {'as it was' if before == VERSION else f'from {before}'}")
 
 
 def _tell(generation: Generation, what: str, as_json: bool) -> None:
     if as_json:
         print_json(generation.as_dict())
     else:
-        typer.echo(f"generation {generation.id} ({generation.device}) {what}")
+        say(f"generation {generation.id} ({generation.device}) {what}")

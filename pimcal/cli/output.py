@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import typer
+
+from pimcal.shown import one_line
+from pimcal.shown import shown as shown_safely
 
 _WIDE = 10_000  # columns: where output is piped, lines stay whole
 
@@ -28,19 +32,39 @@ def stdout_for_json(as_json: bool) -> Iterator[None]:
         yield
 
 
+def say(text: str, *, nl: bool = True) -> None:
+    """A line of a result, to stdout."""
+    typer.echo(shown_safely(text), nl=nl)
+
+
 def note(text: str) -> None:
     """A remark on the way, to stderr."""
-    typer.echo(text, err=True)
+    typer.echo(shown_safely(text), err=True)
+
+
+class Lines(str):
+    """A table's cell whose line breaks are meant."""
+
+
+class LogFormatter(logging.Formatter):
+    """`WARNING: message`, as it may go to a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_safely(super().format(record))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*columns, title=title, box=None, title_justify="left", pad_edge=False)
+    headers = (Column(Text(one_line(column))) for column in columns)  # as it is: rich would take "[vision]" for a style
+    table = Table(*headers, title=title and shown_safely(title), box=None, title_justify="left", pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # as it is: rich would take "[vision]" for a style
+        table.add_row(*(Text(shown_safely(cell) if isinstance(cell, Lines) else one_line(str(cell))) for cell in row))
     if sys.stdout.isatty():
         Console().print(table)
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json, stdout_for_json
+from pimcal.cli.output import print_json, say, stdout_for_json
 from pimcal.errors import UsageError
 
 
@@ -51,6 +51,6 @@ def placement(
     if as_json:
         print_json(found.as_dict())
     else:
-        typer.echo(str(found))
+        say(str(found))
         if found.mvms is not None:
             typer.echo(f"{found.mvms:,} MVMs for one input")

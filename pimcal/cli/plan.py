@@ -12,7 +12,7 @@ from pimcal import registry
 from pimcal.cli import comparison as c
 from pimcal.cli import options as o
 from pimcal.cli.durations import seconds
-from pimcal.cli.output import print_json, progress_bar, stdout_for_json
+from pimcal.cli.output import print_json, progress_bar, say, stdout_for_json
 from pimcal.cli.plan_tables import print_plan
 from pimcal.files import check_writable
 
@@ -110,7 +110,7 @@ def plan(
         return
     print_plan(table)
     if out is not None:
-        typer.echo(f"written to {out}")
+        say(f"written to {out}")
 
 
 def _use_threads(model: nn.Module) -> None:

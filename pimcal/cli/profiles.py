@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pimcal.cli.output import say
+
 if TYPE_CHECKING:
     from pimcal.profile.problems import Problem
 
@@ -51,7 +53,7 @@ def check(
         _echo_json({"profiles": [_verdict(*item) for item in problems.items()]})
     else:
         for profile in (name for name, found in problems.items() if not found):
-            typer.echo(f"{profile}: ok")
+            say(f"{profile}: ok")
     found = [problem for each in problems.values() for problem in each]
     if found and as_json:
         raise typer.Exit(ProfileError.exit_code)
@@ -94,7 +96,7 @@ def show(
         facts = {"name": loaded.name, "hash": loaded.hash, "profile": loaded.resolved()}
         _echo_json({**facts, "origin": loaded.origin} if origin else facts)
     else:
-        typer.echo(block(loaded.resolved(), loaded.origin if origin else None), nl=False)
+        say(block(loaded.resolved(), loaded.origin if origin else None), nl=False)
 
 
 @app.command()
@@ -109,4 +111,4 @@ def schema(
 
 
 def _echo_json(data: object) -> None:
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(data, indent=2))

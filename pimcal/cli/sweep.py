@@ -13,7 +13,7 @@ import typer
 
 from pimcal.cli import comparison as c
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json, print_table, progress_bar, shown, stdout_for_json
+from pimcal.cli.output import print_json, print_table, progress_bar, say, shown, stdout_for_json
 from pimcal.errors import ConfigError, UsageError
 from pimcal.files import check_writable
 
@@ -82,7 +82,7 @@ def sweep(
         return
     _print(table)
     if out is not None:
-        typer.echo(f"written to {out}")
+        say(f"written to {out}")
 
 
 def _parse_settings(texts: Sequence[str]) -> dict[str, list[Any]]:

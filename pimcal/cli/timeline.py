@@ -10,7 +10,7 @@ import typer
 
 from pimcal.cli import comparison as c
 from pimcal.cli import options as o
-from pimcal.cli.output import print_json, print_table, progress_bar, shown, stdout_for_json
+from pimcal.cli.output import print_json, print_table, progress_bar, say, shown, stdout_for_json
 from pimcal.files import check_writable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def timeline(
         return
     _print(table, times)
     if out is not None:
-        typer.echo(f"written to {out}")
+        say(f"written to {out}")
 
 
 def _print(table: dict[str, Any], times: Sequence[timedelta]) -> None:

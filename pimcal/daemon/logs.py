@@ -7,6 +7,8 @@ import logging
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
+from pimcal.shown import one_line
+
 LogFormat = Literal["lines", "json"]
 
 
@@ -14,7 +16,7 @@ class LineFormatter(logging.Formatter):
     """`2026-01-31T12:00:00+00:00 WARNING message`, whatever line breaks the message has."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname} {' | '.join(_message(record).splitlines())}"
+        return one_line(f"{_time(record)} {record.levelname} {' | '.join(_message(record).splitlines())}")
 
 
 class JsonFormatter(logging.Formatter):

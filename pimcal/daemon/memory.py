@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from pimcal.files import write_atomically
+from pimcal.files import read_regular, write_atomically
 from pimcal.recalibration.learned import Learned
 from pimcal.store import Key
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+LARGEST = 2**32  # bytes: the answers of a million tiles of 256 columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Memory:
     def load(cls, path: Path, record_id: str) -> Memory | None:
         """None where nothing is kept for this record; it is told where that is because the file is damaged."""
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(read_regular(path, LARGEST)), weights_only=True)
             if state.get("format") != _FORMAT:
                 raise ValueError("it was written by another version of pimcal")
             return cls(record_id, Learned.from_state(state["learned"])) if state["record"] == record_id else None

@@ -52,9 +52,9 @@ def find(name_or_file: str | Path, folder: Path | None = None, asked_at: Positio
 
 def _checked(path: Path, text: str, asked_at: Position | None) -> Path:
     mode = _mode(path)
-    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+    if stat.S_ISREG(mode):
         return path
-    what = "is a folder, not a profile" if stat.S_ISDIR(mode) else "is no file" if mode else "does not exist"
+    what = "is a folder, not a profile" if stat.S_ISDIR(mode) else "is no regular file" if mode else "does not exist"
     message = f"{path} {what}; {_hint(Path(text).stem)}"
     raise ProfileError([Problem(asked_at or Position(""), "extends" if asked_at else "", message)])
 

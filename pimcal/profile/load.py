@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from pimcal.files import open_regular
 from pimcal.profile.find import Source, find, shipped, shipped_folder
 from pimcal.profile.merge import child, merged
 from pimcal.profile.model import Profile, SettingsModel, resolve
 from pimcal.profile.overrides import override_tree
 from pimcal.profile.problems import Position, Problem, ProfileError
 from pimcal.profile.yaml_tree import MAX_BYTES, Node, decoded, read_tree
+
+MAX_PARENTS = 16  # files that build on each other, in a row
 
 
 class ProfileSummary(NamedTuple):
@@ -58,7 +61,10 @@ def registered_settings_model(backend: str) -> type[BaseModel]:
 
 
 def merged_tree(source: Source, problems: list[Problem], chain: tuple[Source, ...] = ()) -> Node:
-    """A profile laid on all that it extends. Raises ProfileError where a file is missing or in a circle."""
+    """A profile laid on all that it extends.
+
+    Raises ProfileError where a file is missing, in a circle, or at the end of too long a chain.
+    """
     tree = read_tree(_read(source), source.shown, problems)
     if not isinstance(tree.value, dict):
         raise ProfileError([Problem(tree.at, "", "a profile is a mapping (key: value)")])
@@ -74,18 +80,21 @@ def _parent(extends: Node, source: Source, chain: tuple[Source, ...]) -> Source:
     if not isinstance(extends.value, str):
         raise ProfileError([Problem(extends.at, "extends", "must be the name or the file of one profile")])
     parent = find(extends.value, Path(source.shown).parent, extends.at)
+    told = " -> ".join(each.shown for each in (*chain, parent))
     if any(parent.path.resolve() == each.path.resolve() for each in chain):
-        circle = " -> ".join(each.shown for each in (*chain, parent))
-        raise ProfileError([Problem(extends.at, "extends", f"goes in a circle: {circle}")])
+        raise ProfileError([Problem(extends.at, "extends", f"goes in a circle: {told}")])
+    if len(chain) > MAX_PARENTS:
+        message = f"a profile may build on {MAX_PARENTS} others in a row, and here are more: {told}"
+        raise ProfileError([Problem(extends.at, "extends", message)])
     return parent
 
 
 def _read(source: Source) -> bytes:
     try:
-        with source.path.open("rb") as file:
+        with open_regular(source.path) as file:
             return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise ProfileError([Problem(Position(source.shown), "", f"cannot be read: {reason}")]) from error
 
 

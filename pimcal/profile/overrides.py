@@ -11,7 +11,7 @@ from pimcal.errors import UsageError
 from pimcal.profile.dump import flow
 from pimcal.profile.merge import merged
 from pimcal.profile.problems import Position, Problem, ProfileError
-from pimcal.profile.yaml_tree import Node, read_tree
+from pimcal.profile.yaml_tree import MAX_DEPTH, Node, read_tree
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -53,10 +53,12 @@ def override_tree(overrides: Mapping[str, object]) -> Node:
 
 
 def _single(key: str, value: object) -> Node:
-    parts = key.split(".")
+    parts, label = key.split("."), f"-O {_shortened(key)}"
     if not all(parts):
-        raise ProfileError([Problem(Position(f"-O {key}"), "", "a key is names joined by dots")])
-    node = _read_back(value, f"-O {key}=")
+        raise ProfileError([Problem(Position(label), "", "a key is names joined by dots")])
+    if len(parts) > MAX_DEPTH:
+        raise ProfileError([Problem(Position(label), "", f"{len(parts)} levels, and no key has more than {MAX_DEPTH}")])
+    node = _read_back(value, f"{label}=")
     for part in reversed(parts):
         node = Node({part: node}, node.at, node.at)
     return node
@@ -73,6 +75,8 @@ def _read_back(value: object, label: str) -> Node:
     except yaml.YAMLError as error:
         at = Position(label + _shortened(repr(value)))
         raise ProfileError([Problem(at, "", f"{type(value).__name__} is no plain data")]) from error
+    except RecursionError as error:
+        raise ProfileError([Problem(Position(label), "", "nested too deeply")]) from error
     at = Position(label + _shortened(text))
     if problems:
         raise ProfileError([Problem(at, "", problem.message) for problem in problems])

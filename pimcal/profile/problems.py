@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pimcal.errors import ConfigError
+from pimcal.shown import one_line
 from pimcal.suggest import closest
 
 
@@ -17,7 +18,7 @@ class Position(NamedTuple):
     column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return one_line(f"{self.file}:{self.line}:{self.column}" if self.line else self.file)
 
 
 class Problem(NamedTuple):
@@ -30,7 +31,7 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         named_already = self.at.file.startswith(f"-O {self.path}=")
         parts = (str(self.at), "" if named_already else self.path, self.message)
-        return ": ".join(filter(None, parts))
+        return one_line(": ".join(filter(None, parts)))  # keys are quoted as they are written
 
 
 class ProfileError(ConfigError):

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pimcal.errors import ConfigError, DeviceBusyError, UsageError
+from pimcal.files import read_regular
 
 HOST = "127.0.0.1"
-SHORTEST_TOKEN = 16  # characters
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 4096  # characters
 WAITING_CONNECTIONS = 64
 
 
@@ -85,7 +86,7 @@ def _resolved(host: str) -> str:
 
 def _read_token(file: Path) -> str:
     try:
-        mode, token = file.stat().st_mode, file.read_text("ascii").strip()
+        mode, token = file.stat().st_mode, read_regular(file, LONGEST_TOKEN).decode("ascii").strip()
     except OSError as error:
         raise ConfigError(f"cannot read the token in {file}: {error.strerror}; check --token-file") from error
     except UnicodeDecodeError as error:

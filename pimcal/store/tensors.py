@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 from pimcal.errors import DataError, StorageError
-from pimcal.files import write_atomically
-from pimcal.record import Record
+from pimcal.files import read_regular, write_atomically
+from pimcal.record import LARGEST, Record
 from pimcal.store.generations import Generation
 
 SUFFIX = ".safetensors"
@@ -36,7 +36,7 @@ def content_of(folder: Path, generation: Generation) -> bytes:
         )
     path = file_of(folder, generation.sha256)
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST)
     except OSError as error:
         raise _damaged(folder, generation, path, error.strerror or str(error)) from error
     if hash_of(content) != generation.sha256:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pimcal.errors import DataError
-from pimcal.files import replace_together
+from pimcal.files import read_regular, replace_together
 from pimcal.record import Record, read_file
 from pimcal.store.clock import iso
 from pimcal.store.generations import Key
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pimcal.store.store import Store
 
 FORMAT = "pimcal-history/1"
+LARGEST_HISTORY = 2**28  # bytes: a million events
 
 
 def history_file(path: Path) -> Path:
@@ -87,12 +88,12 @@ def _checked_history(path: Path, content: bytes, record: Record) -> str | None:
     if not beside.exists():
         return None
     try:
-        found = json.loads(beside.read_text())
+        found = json.loads(read_regular(beside, LARGEST_HISTORY))
         if found["format"] != FORMAT:
             raise DataError(f"{beside}: format {found['format']!r}, this pimcal reads {FORMAT!r}")
         told: dict[str, Any] = found["generation"]
         theirs = {name: str(told[name]) for name in ("id", "sha256", "record_id", "device", "model_hash")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{beside}: no history of a record ({type(error).__name__}: {error}); remove it") from error
     made = record.made_with
     ours = {

@@ -286,7 +286,12 @@ def test_calibration_images_of_the_wrong_shape_are_refused_as_those(lab, pimcal_
 
 
 def test_outputs_that_are_no_numbers_are_told(lab, pimcal_run):
-    done = pimcal_run("evaluate", *lab.on(), "-O", "device.eta0=1e30", "--json")
+    state = load_file(lab.weights)
+    for layer in ("0", "3", "6"):
+        state[f"{layer}.weight"] *= 1e30
+    save_file(state, "huge.safetensors")
+    options = [*without(lab.on(), "--weights"), "--weights", "huge.safetensors"]
+    done = pimcal_run("evaluate", *options, "--json")
     assert (done.json["value"], done.json["not_finite"]) == (0.0, 400)
     assert "for 400 of 400 images the network gave NaN or infinity" in done.err
 
