@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pimcal.errors import DataError
 from pimcal.files import read_regular, write_atomically
 from pimcal.profile.differences import differences as differing_values
+from pimcal.stored import KNOWN_KEYS_ONLY, Count, Details, Finite, Number, Text, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pimcal.device import Device
 
 FORMAT = "pimcal-record/1"
+_DTYPES = "float32", "float64", "float16", "bfloat16"
 LARGEST = 2**30  # bytes of a file: a network of a million channels has some 10 MiB
 
 
@@ -33,25 +35,38 @@ class Provenance:
     simulated_time_s, ... where it has them); `before` and `after` are the metric on held-out data.
     """
 
-    pimcal: str
-    torch: str
-    backend: str
-    profile: str
-    profile_hash: str
-    model_hash: str
-    device: str
-    firmware: str
-    wall_time: str
-    images: int
-    batches: int
-    mvms: int
-    seconds: float
-    seed: int | None = None
-    telemetry: dict[str, float] = field(default_factory=dict)
-    metric: str | None = None
-    before: float | None = None
-    after: float | None = None
-    hardware: dict[str, Any] | None = None
+    __pydantic_config__: ClassVar = KNOWN_KEYS_ONLY
+
+    pimcal: Text
+    torch: Text
+    backend: Text
+    profile: Text
+    profile_hash: Text
+    model_hash: Text
+    device: Text
+    firmware: Text
+    wall_time: Text
+    images: Count
+    batches: Count
+    mvms: Count
+    seconds: Finite
+    seed: Count | None = None
+    telemetry: dict[Text, Number] = field(default_factory=dict)
+    metric: Text | None = None
+    before: Number | None = None
+    after: Number | None = None
+    hardware: Details | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What a record's file has in its header."""
+
+    __pydantic_config__: ClassVar = KNOWN_KEYS_ONLY
+
+    format: Text
+    method: Text
+    made_with: Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +85,7 @@ class Record:
             digest.update(part.encode())
         for name, tensor in sorted(_flat(self.corrections).items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(_bytes(tensor))
         return digest.hexdigest()[:16]
 
     def judged(self, metric: str, before: float, after: float) -> Record:
@@ -107,15 +122,12 @@ class Record:
 
         try:
             tensors = dict(sorted(load(content).items()))  # safetensors gives them in any order
-            about = json.loads(_metadata(content)["pimcal"])
-            if about["format"] != FORMAT:
-                raise DataError(f"{path}: format {about['format']!r}, this pimcal reads {FORMAT!r}")
-            return cls(
-                method=about["method"],
-                corrections=_nested(tensors),
-                made_with=Provenance(**about["made_with"]),
-            )
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            found = json.loads(_metadata(content)["pimcal"])
+            if found["format"] != FORMAT:
+                raise DataError(f"{path}: format {found['format']!r}, this pimcal reads {FORMAT!r}")
+            about = checked(_About, found)
+            return cls(method=about.method, corrections=_nested(tensors), made_with=about.made_with)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             raise _no_record(path, error) from error
 
 
@@ -189,9 +201,30 @@ def _flat(corrections: Corrections) -> dict[str, Tensor]:
     return {f"{name}:{key}": tensor for name, values in corrections.items() for key, tensor in values.items()}
 
 
+def _bytes(tensor: Tensor) -> bytes:
+    """Whatever the type is: numpy has no bfloat16."""
+    import torch
+
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def _nested(tensors: dict[str, Tensor]) -> Corrections:
+    """Raises ValueError for what no calibration can have found."""
     found: Corrections = {}
     for name, tensor in tensors.items():
         module, _, key = name.rpartition(":")
+        _check_values(name, key, tensor)
         found.setdefault(module, {})[key] = tensor
+    for module, values in found.items():
+        if values.keys() not in ({"mean", "var"}, {"gain", "offset"}):
+            raise ValueError(f"{module or 'it'} has {', '.join(values)}; mean and var, or gain and offset, are needed")
     return found
+
+
+def _check_values(name: str, key: str, tensor: Tensor) -> None:
+    if str(tensor.dtype).removeprefix("torch.") not in _DTYPES:
+        raise ValueError(f"{name} holds {tensor.dtype}, and not {' or '.join(_DTYPES)}")
+    if tensor.ndim != 1 or not tensor.numel():
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; one value a channel is needed")
+    if not bool(tensor.isfinite().all()) or (key == "var" and bool((tensor < 0).any())):
+        raise ValueError(f"{name} has values that are infinite, no numbers or negative variances")

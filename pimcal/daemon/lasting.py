@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from pimcal.errors import DataError, StorageError
-from pimcal.store.faults import StoreBusyError
+from pimcal.store.faults import DamagedStoreError, StoreBusyError
 
 _DAMAGED = "SQLITE_NOTADB", "SQLITE_CORRUPT"
 _NOT_THERE = FileNotFoundError, IsADirectoryError, NotADirectoryError
@@ -17,6 +17,8 @@ def is_lasting(failure: BaseException) -> bool:
 
     A disk that is full, a permission that is missing, and another process that writes may have come right by then.
     """
+    if isinstance(failure, DamagedStoreError):
+        return True
     if isinstance(failure, StoreBusyError) or not isinstance(failure, StorageError):
         return isinstance(failure, DataError)
     return all(map(_is_of_the_content, _causes(failure)))

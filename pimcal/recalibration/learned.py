@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pimcal.recalibration.probe import Accepted, ProbeSettings
 from pimcal.recalibration.state import Conditions
+from pimcal.stored import Number, checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Learned:
 
     accepted: Accepted | None = None
     under: Conditions | None = None
-    level: float | None = None
-    best: float | None = None
+    level: Number | None = None
+    best: Number | None = None
     sensitivity: ProbeSettings | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -38,10 +39,16 @@ class Learned:
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """Raises KeyError, TypeError, ValueError for what `state_dict` did not give."""
         accepted, under, sensitivity = state["accepted"], state["under"], state["sensitivity"]
+        level, best = checked(_Worth, {"level": state["level"], "best": state["best"]})
         return cls(
-            accepted and Accepted.from_state(accepted),
-            under and Conditions(*under),
-            state["level"],
-            state["best"],
-            sensitivity and ProbeSettings(**sensitivity),
+            None if accepted is None else Accepted.from_state(accepted),
+            None if under is None else checked(Conditions, dict(zip(("at_s", "telemetry"), under, strict=True))),
+            level,
+            best,
+            None if sensitivity is None else checked(ProbeSettings, sensitivity),
         )
+
+
+class _Worth(NamedTuple):
+    level: Number | None
+    best: Number | None

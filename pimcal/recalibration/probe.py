@@ -9,18 +9,23 @@ large enough: what costs no accuracy is no drift.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pimcal.deployment import Deployment
 from pimcal.recalibration.golden import Answer, Spot, ask, golden_inputs, products
 from pimcal.recalibration.statistics import KINDS, combined, normal_scores, parts_of, spread, threshold
+from pimcal.stored import KNOWN_KEYS_ONLY
 
 TileState = Literal["good", "drifted", "dead", "unknown"]
+
+Limit = Annotated[float, Field(strict=True, gt=0, le=1e6)]  # a share of the answers
 
 REFERENCE_DRAWS = 16  # whose mean the answers are compared with
 SPREAD_DRAWS = 32  # which tell how much they fluctuate
@@ -40,12 +45,14 @@ class ProbeSettings:
     lasts. That of one tile, which costs less accuracy, counts from twice as much on.
     """
 
-    draws: int = 4
-    false_alarms: float = 0.0005
-    gain: float = 0.02
-    offset: float = 0.02
-    noise: float = 0.08
-    shape: float = 0.1
+    __pydantic_config__: ClassVar = KNOWN_KEYS_ONLY
+
+    draws: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 4
+    false_alarms: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.0005
+    gain: Limit = 0.02
+    offset: Limit = 0.02
+    noise: Limit = 0.08
+    shape: Limit = 0.1
 
     @property
     def limits(self) -> Tensor:
@@ -139,11 +146,34 @@ class Accepted:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        tiles = {(load, tile): AcceptedTile(**parts) for (load, tile), parts in state["tiles"]}
-        return cls(tiles, {(load, tile): why for (load, tile), why in state["unusable"]})
+        """Raises KeyError, TypeError, ValueError for what `state_dict` did not give."""
+        tiles = {_spot(spot): _tile(parts) for spot, parts in state["tiles"]}
+        return cls(tiles, {_spot(spot): str(why) for spot, why in state["unusable"]})
 
 
 _PARTS = ("inputs", "reference", "mean", "std", "power", "lasting_power", "answers")
+
+
+def _spot(numbers: Sequence[Any]) -> Spot:
+    load, tile = numbers
+    if type(load) is not int or type(tile) is not int or min(load, tile) < 0:
+        raise ValueError(f"{numbers!r} is no tile of a load")
+    return load, tile
+
+
+def _tile(parts: Mapping[str, Any]) -> AcceptedTile:
+    tile = AcceptedTile(**parts)
+    tensors = (tile.inputs, tile.reference, tile.answers, tile.mean, tile.std)
+    if not all(isinstance(each, Tensor) and each.is_floating_point() and each.isfinite().all() for each in tensors):
+        raise ValueError("a tile's answers are no numbers")
+    if not all(isinstance(each, float) and math.isfinite(each) for each in (tile.power, tile.lasting_power)):
+        raise ValueError("the power of a tile's answers is no number")
+    vectors = {each.shape[:1] for each in tensors[:3]}
+    if {each.ndim for each in tensors[:3]} != {2} or len(vectors) > 1 or tile.reference.shape != tile.answers.shape:
+        raise ValueError("a tile's answers do not fit its inputs")
+    if tile.mean.shape != (len(_NUMBERS),) or tile.std.shape != tile.mean.shape:
+        raise ValueError("the numbers of a tile's answers are too many or too few")
+    return tile
 
 
 @dataclass(frozen=True, slots=True)

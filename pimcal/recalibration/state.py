@@ -7,14 +7,15 @@ from typing import Self
 
 from pimcal.deployment import Deployment
 from pimcal.record import Record, elsewhere
+from pimcal.stored import Finite, Number, Text
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """Under which a calibration was accepted: when (s, by the engine's clock), and the device's telemetry then."""
 
-    at_s: float
-    telemetry: dict[str, float]
+    at_s: Finite
+    telemetry: dict[Text, Number]
 
     @classmethod
     def now(cls, net: Deployment, at_s: float) -> Self:

@@ -42,6 +42,7 @@ def collect_garbage(store: Store, keep: int, reason: str, *, older_than_s: float
     On a full disk no row can be written before there is room: the store's reserve is used, the log is shortened and
     unnamed files go first. The generations' files follow when the rows that no longer need them are on the disk.
     """
+    store.generations(collected=True)  # in a damaged store nothing is removed
     release_reserve(store.folder)
     try:
         return _collect(store, keep, reason, older_than_s)
@@ -87,11 +88,20 @@ def _remove_unreferenced(database: Database) -> list[int]:
     """The sizes of the files that went. Nobody writes meanwhile, so no file is about to be named."""
     with database.transaction() as connection:
         needed = referenced(connection)
-        unnamed = [path for path in (database.folder / "tensors").iterdir() if path.name not in needed]
+        unnamed = [path for path in _files_of(database.folder / "tensors") if path.name not in needed]
         sizes = [_remove(path) for path in unnamed]
         for stage in database.folder.glob(f"{STAGE}*"):
             shutil.rmtree(stage, ignore_errors=True)
     return sizes
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return [*folder.iterdir()]
+    except OSError as error:
+        raise StorageError(
+            f"cannot look into {folder}: {error.strerror}; put a copy of the store in its place"
+        ) from error
 
 
 def _remove(path: Path) -> int:

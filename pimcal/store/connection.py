@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pimcal.errors import StorageError
 from pimcal.files import check_writable
-from pimcal.store.faults import faults_told, foreign, no_store, too_new, too_old
-from pimcal.store.schema import APPLICATION_ID, VERSION
+from pimcal.store.faults import damaged, faults_told, foreign, no_store, too_new, too_old
+from pimcal.store.schema import APPLICATION_ID, VERSION, missing_parts
 
 
 def database_file(folder: Path) -> Path:
@@ -96,10 +96,18 @@ def check_there(folder: Path) -> None:
 
 
 def check_version(connection: sqlite3.Connection, folder: Path) -> int:
-    """The schema's version. Raises StorageError where it is newer than this pimcal, or the file is no store."""
+    """The schema's version.
+
+    Raises StorageError where it is newer than this pimcal, or the file is no store, DamagedStoreError where it has not
+    what its version has.
+    """
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise foreign(folder)
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         raise too_new(folder, version)
+    if version < 1:
+        raise damaged(folder, f"its schema is {version}, and the first one was 1")
+    if missing := missing_parts(connection, version):
+        raise damaged(folder, f"of schema {version} it lacks: {', '.join(missing)}")
     return version

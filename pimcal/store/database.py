@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pimcal.errors import StorageError
 from pimcal.store.connection import check_version, open_writer, read
-from pimcal.store.faults import faults_told, too_old
+from pimcal.store.faults import damaged, faults_told, too_old
 from pimcal.store.schema import VERSION
+
+T = TypeVar("T")
 
 
 class Database:
@@ -27,6 +30,14 @@ class Database:
             return read(self.folder, query, parameters, self._wait_s)
         with faults_told(self.folder):
             return self._writer.execute(query, parameters).fetchall()
+
+    def read(self, make: Callable[[sqlite3.Row], T], query: str, *parameters: object) -> list[T]:
+        """What `make` makes of each row. Raises DamagedStoreError where that raises ValueError."""
+        rows = self.rows(query, *parameters)
+        try:
+            return [make(row) for row in rows]
+        except (ValueError, RecursionError) as error:
+            raise damaged(self.folder, str(error)) from error
 
     @contextmanager
     def transaction(self, *, migrating: bool = False) -> Iterator[sqlite3.Connection]:

@@ -9,23 +9,32 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from pimcal.store.generations import Key
+from pimcal.stored import Details, Seconds, Text, checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One line of history: `at` in Unix seconds, `kind` (activated, rejected, ...), `generation` if it is about one."""
 
-    at: float
-    kind: str
-    device: str | None
-    model_hash: str | None
-    generation: str | None
-    reason: str
-    details: dict[str, Any]
+    at: Seconds
+    kind: Text
+    device: Text | None
+    model_hash: Text | None
+    generation: Text | None
+    reason: Text
+    details: Details
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Self:
-        return cls(**{**dict(row), "details": json.loads(row["details"])})
+        """Raises ValueError for what is no such row."""
+        return checked(cls, {**dict(row), "details": json_of(row["details"])})
+
+
+def json_of(text: object) -> Any:
+    """Raises ValueError, RecursionError for what is no JSON."""
+    if not isinstance(text, str):
+        raise ValueError(f"no JSON text, but {type(text).__name__}")
+    return json.loads(text)
 
 
 THINNED = "thinned"  # the kind of what tells which probes and readings gc has removed

@@ -23,6 +23,10 @@ _TOLD = {
 }
 
 
+class DamagedStoreError(StorageError):
+    """What is in a store is not what any pimcal has written."""
+
+
 class StoreBusyError(StorageError):
     """Another process writes to the store and did not finish in time."""
 
@@ -31,7 +35,10 @@ class StoreBusyError(StorageError):
 
 @contextmanager
 def faults_told(folder: Path) -> Iterator[None]:
-    """Raise SQLite's errors of a block as StorageError or StoreBusyError, with what to do."""
+    """Raise SQLite's errors of a block as StorageError or StoreBusyError, with what to do.
+
+    What SQLite finds wrong with a query or a row is told as damage: both are right in a store that is whole.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -40,9 +47,17 @@ def faults_told(folder: Path) -> Iterator[None]:
             raise StoreBusyError(
                 f"store {folder} is being written by another process; try again when it is done"
             ) from error
-        if kind not in _TOLD:
-            raise
-        raise StorageError(f"store {folder}: {_TOLD[kind]} (SQLite: {error})") from error
+        if isinstance(error, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+            raise  # a mistake of whoever calls
+        if kind in _TOLD:
+            raise StorageError(f"store {folder}: {_TOLD[kind]} (SQLite: {error})") from error
+        raise damaged(folder, f"SQLite: {error}") from error
+
+
+def damaged(folder: Path, what: str) -> DamagedStoreError:
+    return DamagedStoreError(
+        f"store {folder}: store.db is damaged; put a copy of the whole folder in its place ({what})"
+    )
 
 
 def no_store(folder: Path) -> StorageError:

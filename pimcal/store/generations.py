@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pimcal.errors import UsageError
 from pimcal.store.clock import iso
+from pimcal.stored import Hash, Number, Seconds, Text, Truth, checked
 
 if TYPE_CHECKING:
     from pimcal.record import Record
@@ -21,8 +22,13 @@ ID_DIGITS = 12
 class Key(NamedTuple):
     """What at most one generation is active for: a device's identity and the hash of a model."""
 
-    device: str
-    model_hash: str
+    device: Text
+    model_hash: Text
+
+    @classmethod
+    def of_row(cls, row: sqlite3.Row) -> Self:
+        """Of a row that begins with both. Raises ValueError."""
+        return checked(cls, {"device": row[0], "model_hash": row[1]})
 
     @classmethod
     def of(cls, record: Record) -> Self:
@@ -41,28 +47,31 @@ class Generation:
     that. `activated_at` and `retired_at` (also of a rejection) are the latest.
     """
 
-    id: str
-    device: str
-    model_hash: str
-    profile_hash: str
-    record_id: str
-    sha256: str
-    method: str
-    parent: str | None
+    id: Text
+    device: Text
+    model_hash: Text
+    profile_hash: Text
+    record_id: Text
+    sha256: Hash
+    method: Text
+    parent: Text | None
     state: State
-    reason: str
-    metric: str | None
-    metric_before: float | None
-    metric_after: float | None
-    created_at: float
-    activated_at: float | None = None
-    retired_at: float | None = None
-    collected_at: float | None = None
-    pinned: bool = False
+    reason: Text
+    metric: Text | None
+    metric_before: Number | None
+    metric_after: Number | None
+    created_at: Seconds
+    activated_at: Seconds | None = None
+    retired_at: Seconds | None = None
+    collected_at: Seconds | None = None
+    pinned: Truth = False
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Self:
-        return cls(**{**dict(row), "pinned": bool(row["pinned"])})
+        """Raises ValueError for what is no such row."""
+        values = dict(row)
+        pinned = {0: False, 1: True}.get(values["pinned"], values["pinned"])  # SQLite has no truth values
+        return checked(cls, {**values, "pinned": pinned})
 
     @property
     def key(self) -> Key:

@@ -4,68 +4,87 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+import sqlite3
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from pimcal.store.clock import Clock
 from pimcal.store.database import Database
 from pimcal.store.events import COLUMNS as EVENT_COLUMNS
-from pimcal.store.events import THINNED, Event, write_event
+from pimcal.store.events import THINNED, Event, json_of, write_event
 from pimcal.store.generations import Key
+from pimcal.stored import Count, Finite, Number, Seconds, Text, checked
 
 if TYPE_CHECKING:
     from pimcal.device import Cost
 
 NEWEST = 1_000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A calibration: what came of it (`outcome`), why, and what it cost the device."""
 
-    at: float
-    kind: str
-    device: str
-    model_hash: str
-    generation: str | None
-    outcome: str
-    reason: str
-    images: int
-    mvms: int
-    programmed_cells: int
-    link_bytes: int
-    seconds: float
+    at: Seconds
+    kind: Text
+    device: Text
+    model_hash: Text
+    generation: Text | None
+    outcome: Text
+    reason: Text
+    images: Count
+    mvms: Count
+    programmed_cells: Count
+    link_bytes: Count
+    seconds: Finite
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return checked(cls, dict(row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
     """A look at the device: its statistic against the threshold, in all and by tile; NaN where it could not be told."""
 
-    at: float
-    device: str
-    model_hash: str
-    statistic: float
-    threshold: float
-    mvms: int
-    tiles: dict[str, float]
+    at: Seconds
+    device: Text
+    model_hash: Text
+    statistic: Number
+    threshold: Number
+    mvms: Count
+    tiles: dict[Text, Number]
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return checked(cls, {**dict(row), "statistic": _number(row["statistic"]), "tiles": _tiles(row["tiles"])})
 
 
 class ProbeTotals(NamedTuple):
     """How many probes, and what they took of the device."""
 
-    probes: int
-    mvms: int
+    probes: Count
+    mvms: Count
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return checked(cls, {"probes": row[0], "mvms": row[1]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One value of a device's telemetry, its unit in its name."""
 
-    at: float
-    device: str
-    name: str
-    value: float
+    at: Seconds
+    device: Text
+    name: Text
+    value: Number
+
+    @classmethod
+    def of(cls, row: sqlite3.Row) -> Self:
+        return checked(cls, {**dict(row), "value": _number(row["value"])})
 
 
 class Journal:
@@ -99,7 +118,7 @@ class Journal:
     ) -> list[Event]:
         """What happened: to one device, or device and model, to one generation, only of some kinds, where given."""
         wanted = {"device": device, "generation": generation} | _of_key(key)
-        return [Event.of(row) for row in self._newest("events", EVENT_COLUMNS, wanted, limit, kinds)]
+        return self._newest(Event.of, "events", EVENT_COLUMNS, wanted, limit, kinds)
 
     def add_run(
         self,
@@ -121,7 +140,7 @@ class Journal:
 
     def runs(self, key: Key | None = None, *, limit: int | None = NEWEST) -> list[Run]:
         columns = ", ".join(Run.__dataclass_fields__)
-        return [Run(**dict(row)) for row in self._newest("runs", columns, _of_key(key), limit)]
+        return self._newest(Run.of, "runs", columns, _of_key(key), limit)
 
     def add_probe(
         self, key: Key, *, statistic: float, threshold: float, tiles: Mapping[Any, float], mvms: int = 0
@@ -133,8 +152,7 @@ class Journal:
 
     def probes(self, key: Key | None = None, *, limit: int | None = NEWEST) -> list[Probe]:
         columns = ", ".join(Probe.__dataclass_fields__)
-        rows = map(dict, self._newest("probes", columns, _of_key(key), limit))
-        return [Probe(**{**row, "statistic": _number(row["statistic"]), "tiles": _tiles(row["tiles"])}) for row in rows]
+        return self._newest(Probe.of, "probes", columns, _of_key(key), limit)
 
     def probe_totals(self, key: Key) -> ProbeTotals:
         """All probes that there ever were, also those that gc has removed."""
@@ -144,8 +162,8 @@ class Journal:
             SELECT json_extract(details, '$.probes'), json_extract(details, '$.mvms') FROM events
             WHERE device = ?1 AND model_hash = ?2 AND kind = '{THINNED}'
         """
-        rows = self._database.rows(query, *key)
-        return ProbeTotals(sum(row[0] for row in rows), sum(row[1] for row in rows))
+        found = self._database.read(ProbeTotals.of, query, *key)
+        return ProbeTotals(sum(each.probes for each in found), sum(each.mvms for each in found))
 
     def add_telemetry(self, device: str, readings: Mapping[str, float]) -> None:
         """Remember a device's readings by name and unit."""
@@ -153,8 +171,8 @@ class Journal:
         self._insert("telemetry", [{"at": at, "device": device, "name": n, "value": v} for n, v in readings.items()])
 
     def telemetry(self, device: str, name: str | None = None, *, limit: int | None = NEWEST) -> list[Reading]:
-        rows = self._newest("telemetry", "at, device, name, value", {"device": device, "name": name}, limit)
-        return [Reading(**{**dict(row), "value": _number(row["value"])}) for row in rows]
+        wanted = {"device": device, "name": name}
+        return self._newest(Reading.of, "telemetry", "at, device, name, value", wanted, limit)
 
     def _insert(self, table: str, rows: list[dict[str, Any]]) -> None:
         with self._database.transaction() as connection:
@@ -164,19 +182,20 @@ class Journal:
 
     def _newest(
         self,
+        make: Callable[[sqlite3.Row], T],
         table: str,
         columns: str,
         wanted: Mapping[str, str | None],
         limit: int | None,
         kinds: Collection[str] = (),
-    ) -> list[Any]:
+    ) -> list[T]:
         given = {name: value for name, value in wanted.items() if value is not None}
         conditions = [f"{name} = ?" for name in given]
         if kinds:
             conditions.append(f"kind IN ({', '.join('?' * len(kinds))})")
         where = " AND ".join(conditions) or "TRUE"
         query = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY seq DESC LIMIT ?"
-        return self._database.rows(query, *given.values(), *kinds, -1 if limit is None else limit)[::-1]
+        return self._database.read(make, query, *given.values(), *kinds, -1 if limit is None else limit)[::-1]
 
 
 def _of_key(key: Key | None) -> dict[str, str | None]:
@@ -188,10 +207,11 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> float:
+def _number(value: object) -> object:
     """SQLite stores NaN as NULL."""
     return math.nan if value is None else value
 
 
-def _tiles(text: str) -> dict[str, float]:
-    return {tile: _number(value) for tile, value in json.loads(text).items()}
+def _tiles(text: object) -> object:
+    found = json_of(text)
+    return {tile: _number(value) for tile, value in found.items()} if isinstance(found, dict) else found

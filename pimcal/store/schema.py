@@ -5,6 +5,11 @@ A published part never changes; what is new goes into another part behind it. Ti
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from functools import cache
+
 APPLICATION_ID = 0x70696D63  # "pimc": tells a store from any other SQLite file
 
 _VERSION_1 = (
@@ -107,3 +112,33 @@ _VERSION_3 = (  # each index ends with seq, in whose order the newest are looked
 
 PARTS = (_VERSION_1, _VERSION_2, _VERSION_3)
 VERSION = len(PARTS)
+
+_COLUMNS = """
+    SELECT tables.name, columns.name FROM sqlite_master AS tables JOIN pragma_table_info(tables.name) AS columns
+    WHERE tables.type = 'table'
+"""
+
+
+def missing_parts(connection: sqlite3.Connection, version: int) -> list[str]:
+    """The tables, and columns of tables, that a store of this version has and this database lacks."""
+    found = _columns(connection)
+    missing: list[str] = []
+    for table, columns in _expected(version).items():
+        lacking = columns - found.get(table, set())
+        missing += [f"table {table}"] if table not in found else [f"{table}.{name}" for name in sorted(lacking)]
+    return missing
+
+
+@cache
+def _expected(version: int) -> Mapping[str, set[str]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statement in (statement for part in PARTS[:version] for statement in part):
+            connection.execute(statement)
+        return _columns(connection)
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for table, column in connection.execute(_COLUMNS):
+        found.setdefault(table, set()).add(column)
+    return found

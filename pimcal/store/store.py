@@ -15,6 +15,7 @@ from pimcal.store.clock import Clock
 from pimcal.store.connection import database_file
 from pimcal.store.database import Database
 from pimcal.store.events import activations, write_event
+from pimcal.store.faults import damaged
 from pimcal.store.generations import COLUMNS, Generation, Key, State, change, insert, only
 from pimcal.store.journal import Journal
 from pimcal.store.migration import create, migrate
@@ -85,16 +86,15 @@ class Store:
     def known_keys(self) -> list[Key]:
         """The devices and models that there are generations for."""
         query = "SELECT DISTINCT device, model_hash FROM generations ORDER BY device, model_hash"
-        return [Key(*row) for row in self.database.rows(query)]
+        return self.database.read(Key.of_row, query)
 
     def generations(
         self, key: Key | None = None, *, states: Collection[State] = (), collected: bool = False
     ) -> list[Generation]:
         """Generations, oldest first: of one device and model, or in some states; with `collected` also removed ones."""
-        rows = self.database.rows(f"SELECT {COLUMNS} FROM generations ORDER BY seq")
         return [
             generation
-            for generation in map(Generation.of, rows)
+            for generation in self.database.read(Generation.of, f"SELECT {COLUMNS} FROM generations ORDER BY seq")
             if key in (None, generation.key)
             and (not states or generation.state in states)
             and (collected or generation.collected_at is None)
@@ -104,13 +104,15 @@ class Store:
         """The generation with this id."""
         query = f"SELECT {COLUMNS} FROM generations WHERE substr(id, 1, ?) = ? ORDER BY seq"
         prefix = generation_id.lower()
-        found = [Generation.of(row) for row in self.database.rows(query, len(prefix), prefix)]
-        return only(prefix, found, self.folder)
+        return only(prefix, self.database.read(Generation.of, query, len(prefix), prefix), self.folder)
 
     def active(self, key: Key) -> Generation | None:
         """The active generation of a device and model."""
         query = f"SELECT {COLUMNS} FROM generations WHERE device = ? AND model_hash = ? AND state = 'active'"
-        return next(map(Generation.of, self.database.rows(query, *key)), None)
+        found = self.database.read(Generation.of, query, *key)
+        if len(found) > 1:
+            raise damaged(self.folder, f"{len(found)} generations are active for {key}")
+        return found[0] if found else None
 
     def previous(self, key: Key) -> Generation | None:
         """The generation that `rollback` would go back to."""

@@ -10,6 +10,7 @@ import pytest
 import pimcal
 from pimcal.errors import StorageError
 from pimcal.store import Key, Store
+from pimcal.store.faults import DamagedStoreError
 from pimcal.store.schema import APPLICATION_ID, PARTS, VERSION
 
 from .store_records import MODEL, V1, check_whole, made, old_store, ticking
@@ -101,7 +102,7 @@ def test_a_migration_that_fails_half_way_changes_nothing(tmp_path):
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute("CREATE TABLE telemetry (in_the_way)")
         before = schema_of(connection)
-    with pytest.raises(sqlite3.OperationalError, match="table telemetry already exists"):
+    with pytest.raises(DamagedStoreError, match=r"store\.db is damaged.*table telemetry already exists"):
         Store.open(tmp_path)
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         assert schema_of(connection) == before
