@@ -108,8 +108,9 @@ class Store:
 
     def active(self, key: Key) -> Generation | None:
         """The active generation of a device and model."""
-        query = f"SELECT {COLUMNS} FROM generations WHERE device = ? AND model_hash = ? AND state = 'active'"
-        found = self.database.read(Generation.of, query, *key)
+        query = f"SELECT {COLUMNS} FROM generations WHERE device = ? AND model_hash = ?"
+        there = self.database.read(Generation.of, query, *key)  # all: a state that is none must not read as "none"
+        found = [generation for generation in there if generation.state == "active"]
         if len(found) > 1:
             raise damaged(self.folder, f"{len(found)} generations are active for {key}")
         return found[0] if found else None
