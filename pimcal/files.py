@@ -55,15 +55,16 @@ def _check_regular(mode: int) -> None:
         )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, follow: bool = True) -> None:
     """Write `content` beside `path`, sync it to disk, then rename it into place. A link stays; its file is replaced.
 
+    With `follow=False` the link itself is replaced: for names that pimcal chooses in a folder that others may write to.
     Raises StorageError (full disk, no permission, no such folder, a pipe or device at `path`); what stood at `path`
     before is untouched then.
     """
     temporary = None
     try:
-        place = path.resolve()
+        place = path.resolve() if follow else path.absolute()
         check_replaceable(place)
         place.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
@@ -80,6 +81,24 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def take_room(path: Path, size: int) -> None:
+    """Have a file of so many random bytes, new unless it is there. Raises OSError; a part is not left then."""
+    try:
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size == size:
+            return
+        path.unlink()
+    except FileNotFoundError:
+        pass
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(os.urandom(size))  # zeros may take no room
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def check_replaceable(path: Path) -> None:

@@ -5,14 +5,15 @@ Opening a port raises its control lines, which restarts many boards; a lock on t
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import re
-import sys
+import stat
 import tempfile
 from pathlib import Path
 
 from pimcal.errors import DeviceBusyError, DeviceUnavailableError
+from pimcal.locks import holder, take_lock
 
 
 class BoardLock:
@@ -23,28 +24,23 @@ class BoardLock:
         path = (folder or runtime_folder()) / f"{_file_name(port)}.lock"
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _check_own(path.parent)
+            self._handle = take_lock(path)
+        except BlockingIOError as error:
+            raise busy(port, holder(path)) from error
         except OSError as error:
             raise DeviceUnavailableError(
                 f"cannot take the lock of {port}, {path}: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours"
             ) from error
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._handle, 4096, 0).decode(errors="replace").strip()
-            os.close(self._handle)
-            raise busy(port, holder) from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"process {os.getpid()} ({' '.join(sys.argv)[:1000]})".encode(), 0)
 
     def release(self) -> None:
         """Let others have the board; the file stays, as removing it would race with them."""
         os.close(self._handle)
 
 
-def busy(port: str, holder: str) -> DeviceBusyError:
+def busy(port: str, who: str) -> DeviceBusyError:
     """The error for a port that somebody else has open."""
-    return DeviceBusyError(f"{port} is in use by {holder or 'another program'}; wait until it is done, or end it")
+    return DeviceBusyError(f"{port} is in use by {who or 'another program'}; wait until it is done, or end it")
 
 
 def who_has_open(path: str) -> str:
@@ -73,6 +69,13 @@ def runtime_folder() -> Path:
     """Where the user's lock files are."""
     given = os.environ.get("XDG_RUNTIME_DIR")
     return Path(given) / "pimcal" if given else Path(tempfile.gettempdir()) / f"pimcal-{os.getuid()}"
+
+
+def _check_own(folder: Path) -> None:
+    """In a temporary folder anybody may have made it before. Raises OSError."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise OSError(errno.EPERM, f"{folder} is another user's, or a link")
 
 
 def _file_name(port: str) -> str:

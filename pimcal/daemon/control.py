@@ -21,13 +21,16 @@ from typing import Any
 
 from pimcal.daemon.address import address_of
 from pimcal.daemon.lock import held
-from pimcal.errors import DeviceBusyError, PimcalError, StorageError
+from pimcal.daemon.requests import parse_request
+from pimcal.errors import DeviceBusyError, PimcalError, StorageError, UsageError
 
 logger = logging.getLogger(__name__)
 
 LARGEST_REQUEST = 4096  # bytes
-PATIENCE_S = 5.0  # for a client to say or to take something
+PATIENCE_S = 5.0  # for a client to say all, or to take something
+SILENCE_S = 1.0  # for a client to say anything: who connects has a request at hand
 MOST_CLIENTS = 16
+BUSY = {"error": "it is busy with other clients; try again", "busy": True}
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -62,18 +65,28 @@ class Control:
         """Let go of clients who take too long. Call it from time to time."""
         now_s = time.monotonic()
         for connection, client in [*self._clients.items()]:
-            if now_s - client.since_s > PATIENCE_S:
+            if now_s - client.since_s > (SILENCE_S if client.idle else PATIENCE_S):
                 self._drop(connection)
 
     def _accept(self) -> None:
         with suppress(OSError):
             connection, _ = self._socket.accept()
             connection.setblocking(False)
-            if len(self._clients) >= MOST_CLIENTS:
-                connection.close()
-                return
+            self._make_room()
             self._clients[connection] = _Client()
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
+            if len(self._clients) > MOST_CLIENTS:
+                self._send(connection, BUSY)
+            else:
+                self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(connection))
+
+    def _make_room(self) -> None:
+        """Where the house is full, the one goes that has been silent the longest; else the one of those over it."""
+        self.drop_slow()
+        if len(self._clients) >= MOST_CLIENTS:
+            idle = [connection for connection, client in self._clients.items() if client.idle]
+            over = [*self._clients][MOST_CLIENTS : MOST_CLIENTS + 1] if len(self._clients) >= 2 * MOST_CLIENTS else []
+            for connection in idle[:1] or over:  # in the order in which they came
+                self._drop(connection)
 
     def _read(self, connection: socket.socket) -> None:
         client = self._clients[connection]
@@ -85,11 +98,16 @@ class Control:
             data = b""
         client.received += data
         if b"\n" in client.received or len(client.received) > LARGEST_REQUEST:
-            client.to_send = (json.dumps(self._reply(client.received)) + "\n").encode()
-            client.since_s = time.monotonic()  # what it took until now may have been the daemon's own delay
-            self._selector.modify(connection, selectors.EVENT_WRITE, lambda: self._write(connection))
+            self._selector.unregister(connection)
+            self._send(connection, self._reply(client.received))
         elif not data:
             self._drop(connection)
+
+    def _send(self, connection: socket.socket, reply: dict[str, Any]) -> None:
+        client = self._clients[connection]
+        client.to_send = (json.dumps(reply) + "\n").encode()
+        client.since_s = time.monotonic()  # what it took until now may have been the daemon's own delay
+        self._selector.register(connection, selectors.EVENT_WRITE, lambda: self._write(connection))
 
     def _write(self, connection: socket.socket) -> None:
         client = self._clients[connection]
@@ -101,6 +119,7 @@ class Control:
             sent = len(client.to_send)
         client.to_send = client.to_send[sent:]
         if not client.to_send:
+            client.answered = True
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
             self._selector.modify(connection, selectors.EVENT_READ, lambda: self._drain(connection))
@@ -120,11 +139,9 @@ class Control:
         if len(received) > LARGEST_REQUEST:
             return {"error": f"a request has at most {LARGEST_REQUEST} bytes"}
         try:
-            request = json.loads(received.partition(b"\n")[0])
-        except (ValueError, RecursionError):
-            return {"error": "a request is one line with a JSON object"}
-        if not isinstance(request, dict):
-            return {"error": "a request is a JSON object"}
+            request = parse_request(received.partition(b"\n")[0])
+        except UsageError as error:
+            return {"error": str(error)}
         try:
             return self._answer(request)
         except PimcalError as error:
@@ -142,7 +159,13 @@ class Control:
 class _Client:
     def __init__(self) -> None:
         self.received, self.to_send = b"", b""
+        self.answered = False
         self.since_s = time.monotonic()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody misses anything where it goes: it has said nothing, or has its answer."""
+        return self.answered or not (self.received or self.to_send)
 
 
 def _listening(path: Path) -> socket.socket:

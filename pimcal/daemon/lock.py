@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pimcal.errors import DeviceBusyError, StorageError
+from pimcal.locks import holder, take_lock
+
+_REMEDIES = {
+    errno.ELOOP: "it is a symbolic link; remove it, after a look at who made it",
+    errno.EMLINK: "remove it, after a look at who made it",
+    errno.EINVAL: "remove it, after a look at who made it",
+    errno.ENOLCK: "it must be on a local disk",
+}
 
 
 def lock_file(folder: Path, *key: str) -> Path:
@@ -22,32 +29,17 @@ def lock_file(folder: Path, *key: str) -> Path:
 def held(path: Path, what: str) -> Iterator[None]:
     """Hold a lock for a block; the operating system lets go of it however the process ends.
 
-    The file stays, as removing it would race with the next one. Raises DeviceBusyError with who holds it, StorageError
-    where the file cannot be made.
+    Raises DeviceBusyError with who holds it, StorageError where the file cannot be made, or is no lock's.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = take_lock(path)
+    except BlockingIOError as error:
+        told = holder(path) or "another daemon"
+        raise DeviceBusyError(f"{what} is kept by {told}; stop that one with `pimcal daemon stop`") from error
     except OSError as error:
-        raise StorageError(
-            f"cannot take the lock {path}: {error.strerror}; its folder must be there, and this user may write to it"
-        ) from error
+        remedy = _REMEDIES.get(error.errno or 0, "its folder must be there, and this user may write to it")
+        raise StorageError(f"cannot take the lock {path}: {error.strerror}; {remedy}") from error
     try:
-        _take(handle, path, what)
         yield
     finally:
         os.close(handle)
-
-
-def _take(handle: int, path: Path, what: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(handle, 4096, 0).decode(errors="replace").strip() or "another daemon"
-        raise DeviceBusyError(f"{what} is kept by {holder}; stop that one with `pimcal daemon stop`") from error
-    except OSError as error:
-        raise StorageError(f"cannot take the lock {path}: {error.strerror}; it must be on a local disk") from error
-    try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} ({' '.join(sys.argv)[:1000]})".encode(), 0)
-    except OSError:
-        pass  # the disk is full: the lock holds all the same, it only does not tell whose it is

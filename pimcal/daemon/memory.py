@@ -32,7 +32,7 @@ class Memory:
         """Raises StorageError; what was there before is untouched then."""
         content = io.BytesIO()
         torch.save({"format": _FORMAT, "record": self.record_id, "learned": self.learned.state_dict()}, content)
-        write_atomically(path, content.getvalue())
+        write_atomically(path, content.getvalue(), follow=False)
 
     @classmethod
     def load(cls, path: Path, record_id: str) -> Memory | None:

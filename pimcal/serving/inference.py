@@ -102,7 +102,10 @@ class Inference:
         dtype = self._example.dtype if self._example else torch.float32
         if not array.ndim or (array.dtype.kind == "f") != dtype.is_floating_point:
             raise self._unfit(array)
-        inputs = _tensor(array).to(dtype)
+        given = _tensor(array)
+        inputs = given.to(dtype)
+        if not dtype.is_floating_point and not torch.equal(inputs.to(given.dtype), given):
+            raise DataError(f"the array has values that {str(dtype)[6:]} cannot hold")
         if not inputs.isfinite().all():
             raise DataError(f"the array has values that are infinite or no numbers as {str(dtype)[6:]}")
         return inputs
@@ -128,6 +131,8 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     """torch has not all of numpy's types, and these hold what they do."""
     if array.dtype == np.float32:
         return torch.from_numpy(array)
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise DataError("the array has values that int64 cannot hold")
     return torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
 
 

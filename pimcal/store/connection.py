@@ -31,6 +31,7 @@ def open_writer(folder: Path, wait_s: float) -> sqlite3.Connection:
     Raises StorageError where there is no store, a newer one, or one that may not be written.
     """
     check_there(folder)
+    _check_own(folder)
     check_writable(folder)
     with faults_told(folder):
         connection = connect(database_file(folder), "rw", wait_s)
@@ -41,6 +42,16 @@ def open_writer(folder: Path, wait_s: float) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def _check_own(folder: Path) -> None:
+    """Links within a store lead to what is not the store's, and would be written."""
+    names = ("store.db", "store.db-wal", "store.db-shm", "store.db-journal", "tensors")
+    if links := [folder / name for name in names if (folder / name).is_symlink()]:
+        raise StorageError(
+            f"{links[0]} is a symbolic link, and nothing is written through it; put the file itself there, or link the "
+            "whole folder"
+        )
 
 
 def set_up(connection: sqlite3.Connection, folder: Path) -> None:

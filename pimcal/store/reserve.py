@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
+
+from pimcal.files import take_room
 
 SIZE = 256 * 1024  # bytes: what SQLite's log holds of new pages, and the rows of some hundred generations
 
@@ -15,14 +16,8 @@ def reserve_file(folder: Path) -> Path:
 
 def keep_reserve(folder: Path) -> None:
     """Take the room, where it is not taken yet and the disk has it."""
-    path = reserve_file(folder)
     with suppress(OSError):
-        if path.exists() and path.stat().st_size == SIZE:
-            return
-        try:
-            path.write_bytes(os.urandom(SIZE))  # zeros may take no room
-        except OSError:
-            path.unlink(missing_ok=True)
+        take_room(reserve_file(folder), SIZE)
 
 
 def release_reserve(folder: Path) -> None:

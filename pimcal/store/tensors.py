@@ -24,7 +24,7 @@ def hash_of(content: bytes) -> str:
 def put(folder: Path, content: bytes) -> str:
     """Write a record's file and sync it to disk; returns its name. What stood there is replaced: it may be damaged."""
     sha256 = hash_of(content)
-    write_atomically(file_of(folder, sha256), content)
+    write_atomically(file_of(folder, sha256), content, follow=False)
     return sha256
 
 
