@@ -7,9 +7,9 @@ from pimcal.errors import UsageError
 
 def seconds(option: str, text: str) -> float:
     """What an option such as `--horizon 30d` means. Raises UsageError, with the option's name."""
-    from pimcal.profile.duration import parse_duration
+    from pimcal.profile.duration import parse_sensible
 
     try:
-        return parse_duration(text).total_seconds()
+        return parse_sensible(text).total_seconds()
     except ValueError as error:
         raise UsageError(f"{option} {text!r}: {error}") from error

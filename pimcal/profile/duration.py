@@ -14,16 +14,18 @@ _PATTERN = r"^(?=.)([0-9]{1,6}w)?([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9
 
 
 def parse_duration(text: object) -> timedelta:
-    """Weeks, days, hours, minutes and seconds, in this order and each with its unit.
-
-    ValueError otherwise, and above `LONGEST`.
-    """
+    """Weeks, days, hours, minutes and seconds, in this order and each with its unit. ValueError otherwise."""
     if isinstance(text, timedelta):
         return text
     if not isinstance(text, str) or not re.fullmatch(_PATTERN, text):
         raise ValueError("a duration is written with units, for example 45s, 15m, 1h30m or 30d")
     parts = re.findall(r"([0-9]+)([wdhms])", text)
-    duration = timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
+    return timedelta(seconds=sum(int(number) * _UNITS_S[unit] for number, unit in parts))
+
+
+def parse_sensible(text: object) -> timedelta:
+    """The same up to `LONGEST`."""
+    duration = parse_duration(text)
     if duration > LONGEST:
         raise ValueError(f"a duration of more than a century ({LONGEST.days}d) is a slip")
     return duration
@@ -39,7 +41,7 @@ def format_duration(duration: timedelta) -> str:
 
 
 def _parse_positive(text: object) -> timedelta:
-    duration = parse_duration(text)
+    duration = parse_sensible(text)
     if not duration:
         raise ValueError("a duration above zero is needed")
     return duration
@@ -49,5 +51,5 @@ _JSON = (
     PlainSerializer(format_duration, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _PATTERN, "examples": ["15m", "1h30m", "30d"]}),
 )
-Duration = Annotated[timedelta, PlainValidator(parse_duration), *_JSON]
+Duration = Annotated[timedelta, PlainValidator(parse_sensible), *_JSON]
 PositiveDuration = Annotated[timedelta, PlainValidator(_parse_positive), *_JSON]
