@@ -133,7 +133,7 @@ def calibrate(
         print_json(_as_json(verdict, divergences, path, generation) | {"device_share": placement.device_share})
     else:
         _print(verdict, divergences, path, generation)
-        typer.echo(placement.summary)
+        say(str(placement.summary))
 
 
 def _check_out(file: Path) -> None:
