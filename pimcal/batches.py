@@ -5,6 +5,7 @@ An input is a tensor [N, ...] or, for images of unequal size, a list of N tensor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -108,9 +109,9 @@ def _cut(value: Any, whole: int, images: int) -> Any:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The same structure with its tensors on `device`."""
+    """The same structure with tensors of its own on `device`: models, and metrics, may write on what they get."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return value.to(device, copy=True)
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, list):
@@ -118,4 +119,11 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, tuple):
         items = [moved(item, device) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+    return _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # of a class that allows no copy
+        return value

@@ -22,6 +22,8 @@ def device_of(model: nn.Module) -> torch.device:
 def call_with(model: Callable[..., Any], batch: Any, device: torch.device) -> Any:
     """Call a model with a batch's inputs, on `device`, without gradients and torch's shortcuts around its layers.
 
+    The model gets copies: what it does to them, others do not see.
+
     Raises UsageError for whatever the model's own code raises, with its place.
     """
     args, kwargs, _ = split_batch(batch)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pimcal.errors import DataError
 from pimcal.layers import ChannelCorrection, DeviceLayer
+from pimcal.model_state import ModelState
 
 Corrections = dict[str, dict[str, Tensor]]
 
@@ -39,6 +40,22 @@ def norms_of(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(getattr(module, "running_mean", None), Tensor)
         and isinstance(getattr(module, "running_var", None), Tensor)
     }
+
+
+def state_of(net: Correctable) -> ModelState:
+    """What a forward pass may write on a deployed network: all but parameters, and what corrections set."""
+    statistics = (value for norm in norms_of(net.module).values() for value in statistics_of(norm))
+    return ModelState(net.module, statistics)
+
+
+def reference_state(net: Correctable) -> ModelState:
+    """The same of the digital model, which starts with what earlier batches have left on the deployed network."""
+    return ModelState(net.reference, like=state_of(net))
+
+
+def statistics_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A normalisation's running mean and variance themselves; they need not be buffers."""
+    return norm.running_mean, norm.running_var  # type: ignore[return-value]
 
 
 def eps_of(norm: nn.Module) -> float:
@@ -74,7 +91,7 @@ def set_corrections(net: Correctable, corrections: Corrections) -> None:
 def corrections_in_force(net: Correctable) -> Corrections:
     """What `set_corrections` would need to bring back the present state: all statistics, gains and offsets."""
     found: Corrections = {
-        name: {"mean": norm.get_buffer("running_mean").clone(), "var": norm.get_buffer("running_var").clone()}
+        name: dict(zip(("mean", "var"), (value.detach().clone() for value in statistics_of(norm)), strict=True))
         for name, norm in norms_of(net.module).items()
     }
     for name, layer in net.layers.items():
@@ -86,7 +103,7 @@ def corrections_in_force(net: Correctable) -> Corrections:
 def _check(net: Correctable, norms: Mapping[str, nn.Module], corrections: Corrections) -> None:
     for name, values in corrections.items():
         if name in norms:
-            keys, shape = {"mean", "var"}, tuple(norms[name].get_buffer("running_mean").shape)
+            keys, shape = {"mean", "var"}, tuple(statistics_of(norms[name])[0].shape)
         elif name in net.layers:
             keys, shape = {"gain", "offset"}, (net.layers[name].matrix.view.channels,)
         else:

@@ -15,7 +15,7 @@ from pimcal.attention import own_attention
 from pimcal.batches import first_images
 from pimcal.calling import call_with, device_of
 from pimcal.copying import copy_model, plain_name
-from pimcal.corrections import Corrections, corrections_in_force, load_corrections, set_corrections
+from pimcal.corrections import Corrections, corrections_in_force, load_corrections, reference_state, set_corrections
 from pimcal.device import Device
 from pimcal.discovery import Pass
 from pimcal.errors import DataError, PlacementWarning, UsageError
@@ -99,8 +99,11 @@ class Deployment(nn.Module):
             self._settle(self.products.look(self._digital_pass(batch)))
 
     def _digital_pass(self, batch: Any) -> Callable[[], Any]:
-        few = first_images(batch, _EXAMPLES)
-        return lambda: call_with(self.reference, few, device_of(self.reference))
+        def call() -> None:
+            with reference_state(self).apart():
+                call_with(self.reference, first_images(batch, _EXAMPLES), device_of(self.reference))
+
+        return call
 
     def _settle(self, found: Pass) -> None:
         before = corrections_in_force(self)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import nn
 
 from pimcal.batches import batch_size, moved, split_batch, tensors_in
 from pimcal.calling import call_with, device_of
+from pimcal.corrections import state_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
 from pimcal.metrics import Metric
+from pimcal.model_state import ModelState
 
 Progress = Callable[[int], None]
 
@@ -48,28 +51,46 @@ def evaluate(
     """Run `net` (deployed, or a plain model) over `batches` and give the metric's value.
 
     A metric without labels compares with `reference`, by default the deployed network's own digital model.
-    `progress` is called with the number of images done.
+    `progress` is called with the number of images done. What a model keeps from batch to batch in its attributes is
+    afterwards as it was before.
 
     Raises DataError where the metric needs labels and a batch has none, or where there is no image at all.
     """
     reference = reference or (net.reference if isinstance(net, Deployment) else net)
     start, mvms_before = clock(), _mvms(net)
     running, images, not_finite, device = metric.start(), 0, 0, device_of(net)
-    for batch in batches:
-        target = moved(split_batch(batch)[2], device) if metric.needs_labels else call_with(reference, batch, device)
-        if target is None:
-            raise DataError(f"metric '{metric.name}' needs labels and the data has none; use metric 'agreement'")
-        count = batch_size(batch)
-        outputs = call_with(net, batch, device)
-        running.update(outputs, target, count)
-        images += count
-        not_finite += _not_finite(outputs, count)
-        progress(images)
+    with undisturbed(net, reference):
+        for batch in batches:
+            labels = moved(split_batch(batch)[2], device)
+            compared = labels if metric.needs_labels else call_with(reference, batch, device)
+            if compared is None:
+                raise DataError(f"metric '{metric.name}' needs labels and the data has none; use metric 'agreement'")
+            count = batch_size(batch)
+            outputs = compared if reference is net and not metric.needs_labels else call_with(net, batch, device)
+            not_finite += _not_finite(outputs, count)
+            running.update(outputs, compared, count)
+            images += count
+            progress(images)
     if not images:
         raise DataError("there is no image to evaluate on")
     share = net.placement.device_share if isinstance(net, Deployment) else None
     cost = _mvms(net) - mvms_before, clock() - start
     return Evaluation(metric.name, running.compute(), images, *cost, not_finite, share)
+
+
+@contextmanager
+def undisturbed(net: Deployment | nn.Module, reference: nn.Module) -> Iterator[None]:
+    """Within the block both may be called, the same batches each; what that writes on them is gone afterwards.
+
+    A network's own digital model starts with what earlier batches have left on the network.
+    """
+    state = state_of(net) if isinstance(net, Deployment) else ModelState(net)
+    followed = state if isinstance(net, Deployment) and reference is net.reference else None
+    with ExitStack() as stack:
+        stack.enter_context(state.apart())
+        if reference is not net:
+            stack.enter_context(ModelState(reference, like=followed).apart())
+        yield
 
 
 def _not_finite(outputs: Any, images: int) -> int:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,9 +50,12 @@ class LateForward:
 
     def __init__(self, layer: nn.Module, place: Callable[[nn.Module], LayerForward]) -> None:
         self._layer, self._place = layer, place
+        self._forward: LayerForward | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._place(self._layer)(*args, **kwargs)
+        if self._forward is None:
+            self._forward = self._place(self._layer)
+        return self._forward(*args, **kwargs)
 
 
 class NetworkProducts:
@@ -91,7 +95,7 @@ class NetworkProducts:
         self._known.origins.begin_pass()
         if first_pass is None:
             for name, candidate in self._surveyed.items():
-                self._place_layer(name, candidate.module)
+                self._replace(name)
         else:
             self._place_used(first_pass)
         self._watching = first_pass is None or self._needs_watching(first_pass)
@@ -105,12 +109,16 @@ class NetworkProducts:
             if name in elsewhere:
                 self._place_weight(elsewhere[name])
             elif name in self._surveyed:
-                self._place_layer(name, self._surveyed[name].module)
+                self._replace(name)
         for name, candidate in self._surveyed.items():
             if name not in self.layers and name not in self._functional:
-                candidate.module.forward = LateForward(candidate.module, self._placed_late(name))
+                candidate.module.forward = LateForward(candidate.module, partial(self._place_layer, name))
 
-    def _place_layer(self, name: str, layer: nn.Module) -> DeviceLayer:
+    def _replace(self, name: str) -> None:
+        layer = self._surveyed[name].module
+        layer.forward = self._place_layer(name, layer)
+
+    def _place_layer(self, name: str, layer: nn.Module) -> LayerForward:
         view = self._surveyed[name].view
         assert view is not None
         source: Any = layer
@@ -118,21 +126,11 @@ class NetworkProducts:
         matrix = self._weights.add(name, view, lambda: source.weight, key)
         self.layers[name] = device_layer = DeviceLayer(name, matrix)
         self._replaced.setdefault(key, []).append(name)
-        layer.forward = LayerForward(layer, device_layer, self._changed)
-        return device_layer
+        return LayerForward(layer, device_layer, self._changed)
 
     def _key_of(self, layer: Any, view: MatrixView) -> Hashable:
         """The same for layers that share a weight and read it as the same matrices."""
         return self._known.key_of(layer.weight, view) or (id(layer), type(view).__name__)
-
-    def _placed_late(self, name: str) -> Callable[[nn.Module], LayerForward]:
-        def place(layer: nn.Module) -> LayerForward:
-            self._place_layer(name, layer)
-            forward = layer.forward
-            assert isinstance(forward, LayerForward)
-            return forward
-
-        return place
 
     def _place_weight(self, weight: Weight) -> None:
         """The same for a weight that is used outside of a layer's own `forward`; all its products are caught then."""

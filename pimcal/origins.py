@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+_MARK = "_pimcal_origin"  # an attribute of buffers, which copies of them have, too
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -65,7 +67,9 @@ class Origins:
         for name, tensor in model.named_parameters():  # of a tied one the first name
             self._know(name, tensor)
         for name, buffer in model.named_buffers():
-            self._remember(buffer, Origin(name, hash(name), False, buffer.numel()))
+            origin = Origin(name, hash(name), False, buffer.numel())
+            setattr(buffer, _MARK, origin)
+            self._remember(buffer, origin)
 
     def parameter_of(self, tensor: Tensor) -> str | None:
         """The name of the parameter whose memory a tensor is a view of; None if it has memory of its own."""
@@ -79,7 +83,14 @@ class Origins:
         found = self._computed.get(id(tensor))
         if found is not None and found[0]() is tensor and found[2] == version_of(tensor):
             return found[1]
-        return self._replaced(tensor) if isinstance(tensor, nn.Parameter) else None
+        if isinstance(tensor, nn.Parameter):
+            return self._replaced(tensor)
+        if found is None or found[0]() is not tensor:
+            mark: Origin | None = getattr(tensor, _MARK, None)  # a buffer's copy, first seen
+            if mark is not None:
+                self._remember(tensor, mark)
+            return mark
+        return None
 
     def _replaced(self, parameter: Tensor) -> Origin:
         """Of a parameter that was put in another one's place, or added, since the model was made known."""

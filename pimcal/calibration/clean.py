@@ -11,6 +11,7 @@ from torch import Tensor
 from pimcal.calibration.moments import Moments, moments
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.calling import call_with, device_of
+from pimcal.corrections import reference_state
 from pimcal.deployment import Deployment
 
 Occasion = tuple[int, int]  # which call of a module in a forward pass, and in which batch
@@ -46,9 +47,11 @@ def clean_statistics(
         return tensor
 
     with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap):
+        state = reference_state(net)  # no batch finds what another one left on the model
         for batch_number, batch in enumerate(batches):
             counter = CallCounter()
-            call_with(net.reference, batch, device_of(net))
+            with state.apart():
+                call_with(net.reference, batch, device_of(net))
             progress((batch_number + 1) / len(batches))
     return found
 

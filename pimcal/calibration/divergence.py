@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from pimcal.calibration.clean import clean_statistics
 from pimcal.calibration.points import layer_points, norm_points
 from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
+from pimcal.evaluation import undisturbed
 from pimcal.opened import named_layers
 
 BINS = 128
@@ -26,21 +27,22 @@ class Divergence:
     js: float
 
 
-def divergences(net: Deployment, batches: Sequence[Any]) -> dict[str, Divergence]:
+def divergences(net: Deployment, batches: Iterable[Any]) -> dict[str, Divergence]:
     """Each layer's divergence on `batches`, with the corrections that are in force.
 
     Measured behind the normalisation that follows a device layer, or at the layer itself where none does: what the
     next layer gets to see. Histograms of 128 bins over the clean values' range, all channels together; values
     outside it count in the outermost bins.
     """
+    batches, device = list(batches), device_of(net)
     names = _where(net, batches)
-    device = device_of(net)
     clean, noisy = _Histograms(net.reference, names), _Histograms(net.module, names)
-    for batch in batches:
-        clean.run(net.reference, batch, device)
-        noisy.edges = clean.edges
-        with net.session():
-            noisy.run(net.module, batch, device)
+    with undisturbed(net, net.reference):
+        for batch in batches:
+            clean.run(net.reference, batch, device)
+            noisy.edges = clean.edges
+            with net.session():
+                noisy.run(net.module, batch, device)
     return {name: divergence(clean.counts[name], noisy.counts[name]) for name in names if name in noisy.counts}
 
 
@@ -89,6 +91,8 @@ class _Histograms:
 
     def _count(self, name: str, output: Tensor) -> None:
         values = output.detach().float().flatten()
+        if not values.numel():
+            return  # a branch that got none of the images
         low, high = self.edges.setdefault(name, (float(values.min()), float(values.max())))
         width = (high - low) / BINS or 1.0
         bins = ((values - low) / width).nan_to_num(nan=0.0).clamp(0, BINS - 1).long()

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pimcal.attention import own_attention
+from pimcal.batches import moved
 from pimcal.calibration.moments import Moments, moments, moving_average, paired_statistics
 from pimcal.calibration.points import Point, norm_points, tapped
-from pimcal.corrections import Corrections, corrections_in_force, eps_of, norms_of, set_statistics
+from pimcal.calling import device_of
+from pimcal.corrections import Corrections, corrections_in_force, eps_of, norms_of, reference_state, set_statistics
 from pimcal.deployment import Deployment
 from pimcal.errors import UsageError
 
@@ -85,8 +87,10 @@ class DynamicCalibration:
         self._clean = {}
         if float(torch.rand((), generator=self.generator)) < self.share:
             found: dict[str, Moments] = {}
-            with tapped(self.net.reference, norm_points(self.net), _collect(found)), torch.no_grad(), own_attention():
-                self.net.reference(*args, **kwargs)
+            reference, device = self.net.reference, device_of(self.net)
+            apart = reference_state(self.net).apart()
+            with tapped(reference, norm_points(self.net), _collect(found)), torch.no_grad(), own_attention(), apart:
+                reference(*moved(args, device), **moved(kwargs, device))
             self._clean = found
 
     def _compare(self, point: Point, tensor: Tensor) -> Tensor:

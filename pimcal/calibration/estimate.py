@@ -10,6 +10,7 @@ from typing import Any
 from pimcal.batches import batch_size, first_images
 from pimcal.calibration.methods import Method
 from pimcal.calling import call_with, device_of
+from pimcal.corrections import reference_state
 from pimcal.deployment import Deployment
 
 
@@ -27,7 +28,8 @@ class CostEstimate:
 def vectors_per_input(net: Deployment, batch: Any) -> dict[str, int]:
     """How many vectors one input gives each device layer, seen by running the digital model on one of them."""
     one = first_images(batch, 1)
-    found = net.products.look(lambda: call_with(net.reference, one, device_of(net)))
+    with reference_state(net).apart():
+        found = net.products.look(lambda: call_with(net.reference, one, device_of(net)))
     return {name: found.vectors[name] for name in net.layers if name in found.vectors}
 
 
@@ -47,9 +49,10 @@ def estimate(
     placement = net.placement.with_positions(vectors_per_input(net, batch))
     mvms = (placement.mvms or 0) * images
     few = first_images(batch, 8)
-    start = clock()
-    call_with(net.reference, few, device_of(net))
-    digital = (clock() - start) / batch_size(few) * images
+    with reference_state(net).apart():
+        start = clock()
+        call_with(net.reference, few, device_of(net))
+        digital = (clock() - start) / batch_size(few) * images
     on_device = _device_seconds(net, mvms, digital)
     extra = digital if method in ("paired", "affine") else 0.0
     return CostEstimate(images, mvms, _cells(net), None if on_device is None else on_device + extra)

@@ -35,12 +35,18 @@ class _Runner:
 class Lockstep:
     """`meet` is called at measuring points, from inside the model; `run` drives the batches."""
 
-    def __init__(self, measure: Measure, on_turn: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        measure: Measure,
+        on_turn: Callable[[], None] = lambda: None,
+        own: Callable[[int], None] = lambda batch: None,
+    ) -> None:
         """`measure(key, tensors)` gives the tensors to go on with, both by the number of their batch; `on_turn` runs
-        when another batch's turn comes.
+        when another batch's turn comes; `own` lets the model be what that batch made of it, to go on or to unwind.
         """
         self._measure = measure
         self._on_turn = on_turn
+        self._own = own
         self._current: _Runner | None = None
         self._unwinding = False
         self._inference_mode = False  # of the caller of run()
@@ -69,6 +75,7 @@ class Lockstep:
         """
         with torch.no_grad():
             if len(batches) == 1:
+                self._own(0)
                 call(batches[0])
                 return
             self._inference_mode = torch.is_inference_mode_enabled()
@@ -85,6 +92,7 @@ class Lockstep:
             for runner in runners:
                 if runner.stack:  # started and not finished
                     todo.callback(runner.stack.throw, GreenletExit)
+                    todo.callback(self._own, runner.index)  # the last to be asked is the first to be called
 
     def _drive(self, runners: list[_Runner]) -> None:
         ready = runners
@@ -101,6 +109,7 @@ class Lockstep:
     def _turn(self, runner: _Runner) -> None:
         """Let a batch run to its next measuring point, or to its end."""
         self._on_turn()
+        self._own(runner.index)
         self._current = runner
         value, runner.value = runner.value, None
         with _own_modes():

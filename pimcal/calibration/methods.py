@@ -21,10 +21,11 @@ from pimcal.calibration.moments import (
 )
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.calling import call_with, device_of
-from pimcal.corrections import Corrections, eps_of, norms_of, set_statistics
+from pimcal.corrections import Corrections, eps_of, norms_of, set_statistics, state_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError, UsageError
 from pimcal.layers import ChannelCorrection
+from pimcal.model_state import Contents
 
 Method = Literal["ema", "pooled", "paired", "affine"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -106,9 +107,10 @@ def _ema(
         set_statistics(norms[point.name], now.mean, now.var)
         return tensor
 
-    with tapped(net.module, norm_points(net), interlude.deaf(tap)):
+    state = state_of(net)
+    with tapped(net.module, norm_points(net), interlude.deaf(tap)), state.apart():
         for i, batch in enumerate(batches):
-            interlude()
+            interlude(state.outside)
             call_with(net, batch, device_of(net))
             progress((i + 1) / len(batches))
     for name, (mean, var) in averages.items():
@@ -125,7 +127,9 @@ class _LayerByLayer:
         self.unfollowed = set(net.layers) - set(clean.follows.values()) if method == "affine" else set()
         self.seen: dict[str, dict[Occasion, Moments]] = {}
         self.corrections: Corrections = {}
-        self.lockstep = Lockstep(self._measure, on_turn=net.device.new_batch)
+        self.lockstep = Lockstep(self._measure, on_turn=net.device.new_batch, own=self._own)
+        self.state = state_of(net)
+        self.own: dict[int, Contents] = {}  # by batch: what it wrote on the model's attributes
 
     def run(self, batches: Sequence[Any], progress: Progress) -> Corrections:
         streamed = self.net.array.loads > 1  # all batches wait behind each layer: a load is programmed once
@@ -136,16 +140,21 @@ class _LayerByLayer:
         device = device_of(self.net)
 
         def tap(point: Point, tensor: Tensor) -> Tensor:
-            self.interlude()
+            self.interlude(self.state.outside)
             call = counters.setdefault(self.lockstep.batch_index, CallCounter()).next(point.name)
             reached.add((point.name, call))
             progress(min(1.0, len(reached) / (len(points) + 1)))  # more where modules are called several times
             return self.lockstep.meet((point, call), tensor)
 
-        with tapped(self.net.module, points, self.interlude.deaf(tap)), self.net.session():
+        with tapped(self.net.module, points, self.interlude.deaf(tap)), self.net.session(), self.state.apart():
             self.lockstep.run(lambda batch: call_with(self.net.module, batch, device), batches)
         progress(1.0)
         return self.corrections
+
+    def _own(self, batch: int) -> None:
+        if batch not in self.own:
+            self.own[batch] = self.state.copy()
+        self.state.put(self.own[batch])
 
     def _measure(self, key: Any, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
         point: Point = key[0]

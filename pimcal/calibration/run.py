@@ -9,7 +9,7 @@ from typing import Any
 
 from pimcal.batches import batch_size
 from pimcal.calibration.clean import CleanStatistics
-from pimcal.calibration.interlude import Interlude, Pause
+from pimcal.calibration.interlude import Interlude, Pause, no_pause
 from pimcal.calibration.methods import Method, Progress, find_corrections
 from pimcal.calibration.provenance import provenance
 from pimcal.deployment import Deployment
@@ -28,7 +28,7 @@ def calibrate(
     seed: int | None = None,
     clean: CleanStatistics | None = None,
     progress: Progress = lambda share: None,
-    pause: Pause = lambda: None,
+    pause: Pause = no_pause,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     clock: Callable[[], float] = time.perf_counter,
 ) -> Record:

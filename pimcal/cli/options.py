@@ -166,10 +166,12 @@ def check_input(model: nn.Module, batch: Any) -> None:
     """Raise DataError where the model does not take such images, before any device is touched."""
     from pimcal.batches import first_images, moved, split_batch
     from pimcal.calling import device_of
+    from pimcal.model_state import ModelState
     from pimcal.sources.models import check_input
 
     args, kwargs, _ = moved(split_batch(first_images(batch, 1)), device_of(model))
-    check_input(model, kwargs or (args[0] if len(args) == 1 else tuple(args)))
+    with ModelState(model).apart():
+        check_input(model, kwargs or (args[0] if len(args) == 1 else tuple(args)))
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

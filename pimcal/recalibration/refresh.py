@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pimcal.calling import call_with, device_of
-from pimcal.corrections import Corrections
+from pimcal.corrections import Corrections, reference_state
 from pimcal.deployment import Deployment
 from pimcal.forms import Product
 from pimcal.layers import DeviceLayer
@@ -118,7 +118,8 @@ def _inputs_seen(net: Deployment, batch: Any) -> tuple[dict[str, dict[Block, flo
         if name in net.layers and name not in sums:
             sums[name], biases[name] = _sums(net.layers[name], product.x), product.bias
 
-    net.products.look(lambda: call_with(net.reference, batch, device_of(net)), see)
+    with reference_state(net).apart():
+        net.products.look(lambda: call_with(net.reference, batch, device_of(net)), see)
     return sums, biases
 
 

@@ -371,19 +371,18 @@ def test_a_norm_called_by_keyword_is_measured(open_backend):
 # nothing is left behind
 
 
-def failing_model(after):
-    """A network that raises in its n-th call of the last part, whatever runs it."""
+def failing_model(left):
+    """A network that raises in the `left[0]`-th call of its last part, whatever runs it."""
 
     class Failing(nn.Module):
         def __init__(self):
             super().__init__()
             self.net = cnn()
-            self.left = [after]
 
         def forward(self, x):
             y = self.net[:5](x)
-            self.left[0] -= 1
-            if self.left[0] == 0:
+            left[0] -= 1
+            if left[0] == 0:
                 raise KeyboardInterrupt
             return self.net[5:](y)
 
@@ -408,11 +407,11 @@ def test_calibrating_leaves_the_network_as_it_was(open_backend, method, applied)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
 def test_ctrl_c_inside_the_model_leaves_the_network_as_it_was(open_backend, method, after):
-    net = pimcal.deploy(failing_model(100), open_backend("gaussian", REDRAWN))
+    left = [100]
+    net = pimcal.deploy(failing_model(left), open_backend("gaussian", REDRAWN))
     net.apply(pimcal.calibrate(net, [images(16)], "affine"))
     before = snapshot(net)
-    for model in (net.module, net.reference):
-        model.left[0] = after
+    left[0] = after
     batches = [images(8) for _ in range(5)]
 
     with pytest.raises(KeyboardInterrupt):
