@@ -64,10 +64,10 @@ def eps_of(norm: nn.Module) -> float:
 
 
 def set_statistics(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
-    """Overwrite a normalisation's running statistics, in place."""
+    """Overwrite a normalisation's running statistics, in place; they may have further dimensions, of size 1."""
     with torch.no_grad():
-        norm.running_mean.copy_(mean)  # type: ignore[operator]
-        norm.running_var.copy_(var)  # type: ignore[operator]
+        for ours, value in zip(statistics_of(norm), (mean, var), strict=True):
+            ours.copy_(value.reshape(ours.shape))
 
 
 def set_corrections(net: Correctable, corrections: Corrections) -> None:

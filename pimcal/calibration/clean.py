@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pimcal.calibration.moments import Moments, moments
+from pimcal.calibration.meter import Meter
+from pimcal.calibration.moments import Moments
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.calling import call_with, device_of
 from pimcal.corrections import reference_state
@@ -32,18 +33,19 @@ def clean_statistics(
     found = CleanStatistics()
     # by id and version; the tensor is kept alive so that ids stay unique
     outputs: dict[tuple[int, int], tuple[Tensor, str]] = {}
-    counter, batch_number = CallCounter(), 0
+    counter, batch_number, meter = CallCounter(), 0, Meter(net)
 
     def tap(point: Point, tensor: Tensor) -> Tensor:
         identity = id(tensor), _version(tensor)
-        if point.is_norm and identity in outputs:
+        occasion = (counter.next(point.name), batch_number)
+        now = meter.moments(point, tensor) if point.is_norm or layers else None
+        if now is not None:
+            found.moments.setdefault(point.name, {})[occasion] = now
+        if point.is_norm and now is not None and identity in outputs:
             found.follows[point.name] = outputs[identity][1]
         if not point.is_norm:
             outputs.clear()  # only the last layer's output can go straight into the next normalisation
             outputs[identity] = (tensor, point.name)
-        if point.is_norm or layers:
-            occasion = (counter.next(point.name), batch_number)
-            found.moments.setdefault(point.name, {})[occasion] = moments(tensor, point.channel_dim)
         return tensor
 
     with tapped(net.reference, [*norm_points(net), *layer_points(net)], tap):

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 
 from pimcal.attention import own_attention
 from pimcal.batches import moved
-from pimcal.calibration.moments import Moments, moments, moving_average, paired_statistics
+from pimcal.calibration.meter import Meter
+from pimcal.calibration.moments import Moments, moving_average, paired_statistics
 from pimcal.calibration.points import Point, norm_points, tapped
 from pimcal.calling import device_of
-from pimcal.corrections import Corrections, corrections_in_force, eps_of, norms_of, reference_state, set_statistics
+from pimcal.corrections import (
+    Corrections,
+    corrections_in_force,
+    eps_of,
+    norms_of,
+    reference_state,
+    set_statistics,
+    statistics_of,
+)
 from pimcal.deployment import Deployment
 from pimcal.errors import UsageError
 
@@ -51,6 +60,7 @@ class DynamicCalibration:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.updates = 0
         self._norms, self._originals = norms_of(net.module), norms_of(net.reference)
+        self._meter = Meter(net)
         self._clean: dict[str, Moments] = {}  # of the batch that is being served, where it was sampled
         self._averages: dict[str, tuple[Moments, Moments]] = {}
         self._stack = ExitStack()
@@ -76,11 +86,12 @@ class DynamicCalibration:
             self.net.revert()
 
     def _follow(self, point: Point, tensor: Tensor) -> Tensor:
-        norm, now = self._norms[point.name], moments(tensor)
-        mean = moving_average(norm.get_buffer("running_mean").double(), now.mean, self.momentum)
-        var = moving_average(norm.get_buffer("running_var").double(), now.unbiased_var, self.momentum)
-        set_statistics(norm, mean, var)
-        self.updates += 1
+        norm, now = self._norms[point.name], self._meter.moments(point, tensor)
+        if now is not None and now.is_enough:
+            old_mean, old_var = (value.double().flatten() for value in statistics_of(norm))
+            mean = moving_average(old_mean, now.mean, self.momentum)
+            set_statistics(norm, mean, moving_average(old_var, now.unbiased_var, self.momentum))
+            self.updates += 1
         return tensor
 
     def _maybe_run_clean(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -88,32 +99,34 @@ class DynamicCalibration:
         if float(torch.rand((), generator=self.generator)) < self.share:
             found: dict[str, Moments] = {}
             reference, device = self.net.reference, device_of(self.net)
-            apart = reference_state(self.net).apart()
-            with tapped(reference, norm_points(self.net), _collect(found)), torch.no_grad(), own_attention(), apart:
+            measured, state = tapped(reference, norm_points(self.net), self._collect(found)), reference_state(self.net)
+            with measured, torch.no_grad(), own_attention(), state.apart():
                 reference(*moved(args, device), **moved(kwargs, device))
             self._clean = found
 
     def _compare(self, point: Point, tensor: Tensor) -> Tensor:
         clean = self._clean.pop(point.name, None)  # once a batch: both sides have a shared module's first call
-        if clean is not None:
-            pair = (clean, moments(tensor))
+        now = None if clean is None else self._meter.moments(point, tensor)
+        if clean is not None and now is not None and clean.is_enough and now.is_enough:
+            pair = (clean, now)
             old = self._averages.get(point.name)
             pair = pair if old is None else (self._blend(old[0], pair[0]), self._blend(old[1], pair[1]))
             self._averages[point.name] = pair
             norm, original = self._norms[point.name], self._originals[point.name]
-            mean, var = original.get_buffer("running_mean"), original.get_buffer("running_var")
+            mean, var = (value.flatten() for value in statistics_of(original))
             set_statistics(norm, *paired_statistics(mean, var, *pair, eps=eps_of(norm)))
             self.updates += 1
         return tensor
 
+    def _collect(self, found: dict[str, Moments]) -> Callable[[Point, Tensor], Tensor]:
+        def tap(point: Point, tensor: Tensor) -> Tensor:
+            now = self._meter.moments(point, tensor)
+            if now is not None:
+                found.setdefault(point.name, now)
+            return tensor
+
+        return tap
+
     def _blend(self, old: Moments, new: Moments) -> Moments:
         mean = moving_average(old.mean, new.mean, self.momentum)
         return Moments(new.count, mean, moving_average(old.var, new.var, self.momentum))
-
-
-def _collect(found: dict[str, Moments]) -> Callable[[Point, Tensor], Tensor]:
-    def tap(point: Point, tensor: Tensor) -> Tensor:
-        found.setdefault(point.name, moments(tensor))
-        return tensor
-
-    return tap

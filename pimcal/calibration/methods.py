@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pimcal.calibration.clean import CleanStatistics, Occasion, clean_statistics
 from pimcal.calibration.interlude import Interlude
+from pimcal.calibration.left_alone import tell_what_is_left
 from pimcal.calibration.lockstep import Lockstep
+from pimcal.calibration.meter import Meter
 from pimcal.calibration.moments import (
     Moments,
     matched_gain,
     merge,
-    moments,
     moving_average,
     paired_statistics,
 )
 from pimcal.calibration.points import CallCounter, Point, layer_points, norm_points, tapped
 from pimcal.calling import call_with, device_of
-from pimcal.corrections import Corrections, eps_of, norms_of, set_statistics, state_of
+from pimcal.corrections import Corrections, eps_of, norms_of, set_statistics, state_of, statistics_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError, UsageError
 from pimcal.layers import ChannelCorrection
@@ -96,15 +98,20 @@ def _ema(
 
     As in training, a batch is normalised by its own statistics while the averages are built.
     """
-    norms = norms_of(net.module)
+    norms, meter = norms_of(net.module), Meter(net)
     averages: dict[str, tuple[Tensor, Tensor]] = {}
+    most: Counter[str] = Counter()  # values a channel, in any batch
 
     def tap(point: Point, tensor: Tensor) -> Tensor:
-        now = moments(tensor)
-        old_mean, old_var = averages.get(point.name, (None, None))
-        mean = moving_average(old_mean, now.mean, momentum)
-        averages[point.name] = mean, moving_average(old_var, now.unbiased_var, momentum)
-        set_statistics(norms[point.name], now.mean, now.var)
+        now, norm = meter.moments(point, tensor), norms[point.name]
+        most[point.name] = max(most[point.name], now.count if now else 0)
+        if now is not None and now.is_enough:
+            old_mean, old_var = averages.get(point.name, (None, None))
+            mean = moving_average(old_mean, now.mean, momentum)
+            averages[point.name] = mean, moving_average(old_var, now.unbiased_var, momentum)
+            set_statistics(norm, now.mean, now.var)
+        elif point.name in averages:
+            set_statistics(norm, *averages[point.name])
         return tensor
 
     state = state_of(net)
@@ -113,9 +120,8 @@ def _ema(
             interlude(state.outside)
             call_with(net, batch, device_of(net))
             progress((i + 1) / len(batches))
-    for name, (mean, var) in averages.items():
-        _check_finite(name, mean, var)
-    return {name: {"mean": mean.float(), "var": var.float()} for name, (mean, var) in averages.items()}
+    tell_what_is_left(meter, norms, averages, most)
+    return {name: _statistics(name, norms[name], mean, var) for name, (mean, var) in averages.items()}
 
 
 class _LayerByLayer:
@@ -128,7 +134,7 @@ class _LayerByLayer:
         self.seen: dict[str, dict[Occasion, Moments]] = {}
         self.corrections: Corrections = {}
         self.lockstep = Lockstep(self._measure, on_turn=net.device.new_batch, own=self._own)
-        self.state = state_of(net)
+        self.meter, self.state = Meter(net), state_of(net)
         self.own: dict[int, Contents] = {}  # by batch: what it wrote on the model's attributes
 
     def run(self, batches: Sequence[Any], progress: Progress) -> Corrections:
@@ -148,6 +154,8 @@ class _LayerByLayer:
 
         with tapped(self.net.module, points, self.interlude.deaf(tap)), self.net.session(), self.state.apart():
             self.lockstep.run(lambda batch: call_with(self.net.module, batch, device), batches)
+        values = {name: sum(part.count for part in parts.values()) for name, parts in self.seen.items()}
+        tell_what_is_left(self.meter, [*self.norms, *self.unfollowed], self.corrections, values)
         progress(1.0)
         return self.corrections
 
@@ -162,34 +170,41 @@ class _LayerByLayer:
         if not (point.is_norm or point.name in self.unfollowed):
             return tensors
         seen = self.seen.setdefault(point.name, {})
-        seen |= {(call, batch): moments(tensor, point.channel_dim) for batch, tensor in tensors.items()}
+        found = {(call, batch): self.meter.moments(point, tensor) for batch, tensor in tensors.items()}
+        seen |= {occasion: now for occasion, now in found.items() if now is not None}
         if not point.is_norm:
             return self._correct_layer(point.name, tensors)
         self._correct_norm(point.name)
         return tensors
 
     def _pair(self, name: str) -> tuple[Moments, Moments] | None:
-        """Clean and noisy moments over the same calls and batches, as far as both models got there."""
+        """Clean and noisy moments over the same calls and batches, as far as both models got there; None where that
+        is not enough to tell a spread.
+        """
         clean, noisy = self.clean.moments.get(name, {}), self.seen[name]
         both = [occasion for occasion in noisy if occasion in clean]
         if not both:
             return None
-        return merge([clean[occasion] for occasion in both]), merge([noisy[occasion] for occasion in both])
+        pair = merge([clean[occasion] for occasion in both]), merge([noisy[occasion] for occasion in both])
+        return pair if pair[0].is_enough and pair[1].is_enough else None
 
     def _correct_norm(self, name: str) -> None:
-        norm: Any = self.norms[name]
-        if self.method == "pooled":
-            found = merge(list(self.seen[name].values()))
-            mean, var = found.mean, found.unbiased_var
-        else:
-            pair, original = self._pair(name), self.originals[name]
-            if pair is None:
-                return
-            running = original.get_buffer("running_mean"), original.get_buffer("running_var")
-            mean, var = paired_statistics(*running, *pair, eps_of(norm))
-        _check_finite(name, mean, var)
-        self.corrections[name] = {"mean": mean.float(), "var": var.float()}
-        set_statistics(norm, mean, var)
+        norm = self.norms[name]
+        found = self._pooled(name) if self.method == "pooled" else self._paired(name)
+        if found is not None:
+            self.corrections[name] = _statistics(name, norm, *found)
+            set_statistics(norm, *found)
+
+    def _pooled(self, name: str) -> tuple[Tensor, Tensor] | None:
+        found = merge([*self.seen[name].values()]) if self.seen[name] else None
+        return (found.mean, found.unbiased_var) if found is not None and found.is_enough else None
+
+    def _paired(self, name: str) -> tuple[Tensor, Tensor] | None:
+        pair, original = self._pair(name), self.originals[name]
+        if pair is None:
+            return None
+        mean, var = (value.flatten() for value in statistics_of(original))
+        return paired_statistics(mean, var, *pair, eps_of(original))
 
     def _correct_layer(self, name: str, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
         """The layer itself stays uncorrected: its next call is to be measured as this one was."""
@@ -201,6 +216,13 @@ class _LayerByLayer:
         self.corrections[name] = {"gain": gain, "offset": offset}
         correction, view = ChannelCorrection(gain, offset), self.net.layers[name].matrix.view
         return {batch: correction.apply(tensor, view) for batch, tensor in tensors.items()}
+
+
+def _statistics(name: str, norm: nn.Module, mean: Tensor, var: Tensor) -> dict[str, Tensor]:
+    """A correction, in the shape that the normalisation keeps its statistics in."""
+    _check_finite(name, mean, var)
+    shape = statistics_of(norm)[0].shape
+    return {"mean": mean.float().reshape(shape), "var": var.float().reshape(shape)}
 
 
 def _check_finite(name: str, *values: Tensor) -> None:

@@ -18,9 +18,20 @@ class Moments:
     var: Tensor
 
     @property
+    def is_enough(self) -> bool:
+        """Whether there is a spread that can be told: at least two values a channel."""
+        return self.count > 1
+
+    @property
     def unbiased_var(self) -> Tensor:
         """Variance with the divisor count - 1, as BatchNorm records it."""
         return self.var * (self.count / max(self.count - 1, 1))
+
+
+def nothing(like: Tensor) -> Moments:
+    """Of no values at all, for as many channels as `like` [channels] has."""
+    zeros = torch.zeros_like(like, dtype=torch.float64)
+    return Moments(0, zeros, zeros)
 
 
 def moments(values: Tensor, channel_dim: int = 1) -> Moments:
@@ -29,6 +40,8 @@ def moments(values: Tensor, channel_dim: int = 1) -> Moments:
     In two passes, mean first, so that a large mean costs no precision; several times faster than torch.var_mean.
     """
     dims = [d for d in range(values.dim()) if d != channel_dim % values.dim()]
+    if not values.numel():
+        return nothing(values.new_empty(values.shape[channel_dim]))
     if not dims:  # one value a channel
         return Moments(1, values.double(), torch.zeros_like(values, dtype=torch.float64))
     values = values.float()
@@ -39,6 +52,7 @@ def moments(values: Tensor, channel_dim: int = 1) -> Moments:
 
 def merge(parts: Sequence[Moments]) -> Moments:
     """Moments of the union of samples (Chan, Golub and LeVeque 1983, eq. 2.1, for any number of parts)."""
+    parts = [part for part in parts if part.count] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     count = sum(part.count for part in parts)
