@@ -92,19 +92,24 @@ def first_images(batch: Any, images: int) -> Any:
 
     Of a list, as torch's DataLoader gives it, becomes the tuple that it stands for.
     """
-    whole = batch_size(batch)
-    return batch if images >= whole else _cut(_uncollated(batch), whole, images)
+    return batch if images >= batch_size(batch) else images_of(batch, 0, images)
 
 
-def _cut(value: Any, whole: int, images: int) -> Any:
+def images_of(batch: Any, first: int, last: int) -> Any:
+    """Images `first` to `last` (exclusive) of a batch, as `first_images`."""
+    return _cut(_uncollated(batch), batch_size(batch), slice(first, last))
+
+
+def _cut(value: Any, whole: int, part: slice) -> Any:
     if isinstance(value, Tensor):
-        return value[:images] if value.dim() and value.shape[0] == whole else value
+        return value[part] if value.dim() and value.shape[0] == whole else value
     if isinstance(value, Mapping):
-        return {key: _cut(item, whole, images) for key, item in value.items()}
+        return {key: _cut(item, whole, part) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_cut(item, whole, images) for item in value)
+        items = [_cut(item, whole, part) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
-        return value[:images] if len(value) == whole else [_cut(item, whole, images) for item in value]
+        return value[part] if len(value) == whole else [_cut(item, whole, part) for item in value]
     return value
 
 

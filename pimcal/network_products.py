@@ -94,7 +94,7 @@ class NetworkProducts:
         self._replaced: dict[Hashable, list[str]] = {}  # layers whose `forward` is replaced, by their weight
         self._known.origins.begin_pass()
         if first_pass is None:
-            for name, candidate in self._surveyed.items():
+            for name in self._surveyed:
                 self._replace(name)
         else:
             self._place_used(first_pass)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pimcal.calibration.clean import CleanStatistics, Occasion, clean_statistics
+from pimcal.calibration.cutting import recut
 from pimcal.calibration.interlude import Interlude
 from pimcal.calibration.left_alone import tell_what_is_left
 from pimcal.calibration.lockstep import Lockstep
@@ -41,6 +42,11 @@ def default_batch_size(method: str) -> int:
     takes each batch's variance by itself, and needs larger ones.
     """
     return 64 if method == "ema" else 16
+
+
+def batch_size_for(net: Deployment, method: Method) -> int:
+    """Images in a calibration batch of `net`."""
+    return net.device.profile.calibration.batch_size or default_batch_size(method)
 
 
 def check_method(net: Deployment, method: str) -> None:
@@ -77,7 +83,9 @@ def find_corrections(
         interlude()
         progress(share / 2)
 
-    clean = clean or clean_for(net, batches, method, on_clean)
+    if clean is None and method in ("paired", "affine"):
+        clean = clean_statistics(net, batches, layers=method == "affine", progress=on_clean)
+    clean = clean or CleanStatistics()
     layer_by_layer = _LayerByLayer(net, clean, method, interlude)
     return layer_by_layer.run(batches, lambda share: progress(start + (1 - start) * share))
 
@@ -85,10 +93,11 @@ def find_corrections(
 def clean_for(
     net: Deployment, batches: Sequence[Any], method: Method, progress: Progress = lambda share: None
 ) -> CleanStatistics:
-    """What the digital model does with `batches`, as far as `method` looks at it."""
+    """What the digital model does with `batches`, as far as `method` looks at it, and cut as it wants them."""
     if method in ("ema", "pooled"):
         return CleanStatistics()
-    return clean_statistics(net, batches, layers=method == "affine", progress=progress)
+    cut = recut(net, batches, batch_size_for(net, method))
+    return clean_statistics(net, cut, layers=method == "affine", progress=progress)
 
 
 def _ema(

@@ -9,8 +9,9 @@ from typing import Any
 
 from pimcal.batches import batch_size
 from pimcal.calibration.clean import CleanStatistics
+from pimcal.calibration.cutting import recut
 from pimcal.calibration.interlude import Interlude, Pause, no_pause
-from pimcal.calibration.methods import Method, Progress, find_corrections
+from pimcal.calibration.methods import Method, Progress, batch_size_for, check_method, find_corrections
 from pimcal.calibration.provenance import provenance
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
@@ -34,7 +35,9 @@ def calibrate(
 ) -> Record:
     """Measure what the device does to the activations, and find the corrections that undo it.
 
-    `batches` hold the calibration images (no labels needed): x, (x, y), or dicts of the model's inputs. `method`:
+    `batches` hold the calibration images (no labels needed): x, (x, y), or dicts of the model's inputs. They are cut
+    anew, to the profile's `calibration.batch_size` or the method's own (64 for `ema`, else 16), where the model takes
+    each image by itself. `method`:
 
     - `paired` (default, from the profile): BatchNorm statistics moved by the difference between the device and the
       digital model on the same images; measured layer by layer over all batches at once.
@@ -57,6 +60,8 @@ def calibrate(
     batches = list(batches)
     images = count_images(batches)
     net.settle(batches[0])
+    check_method(net, method)
+    batches = recut(net, batches, batch_size_for(net, method))
     before, start, interlude = net.device.cost.copy(), clock(), Interlude(net.device, pause)
     with net.uncorrected():
         corrections = find_corrections(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -246,17 +247,16 @@ def _run(
     from pimcal.calibration.divergence import divergences
     from pimcal.calibration.estimate import estimate
     from pimcal.calibration.gate import gate
-    from pimcal.calibration.methods import default_batch_size
 
     settings = net.device.profile
     chosen: Any = method or settings.calibration.method
-    batches = list(images.calibration.resized(settings.calibration.batch_size or default_batch_size(chosen)))
+    batches = list(images.calibration)
     cost = estimate(net, batches[0], images.calibration.images, chosen)
     seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
     note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")
     with mvm_bar(chosen, cost.mvms, lambda: net.device.cost.mvms):
         record = run(net, batches, chosen, seed=seed)
-    sample = batches[:4] if divergence else []
+    sample = [*islice(images.calibration.resized(16), 4)] if divergence else []
     before = divergences(net, sample) if sample else {}
     held_out = images.held_out
     if settings.gate.images is not None and settings.gate.images < held_out.images:

@@ -94,8 +94,6 @@ def _calibration(
     seed: int,
 ) -> tuple[Batches, Callable[[Recipe], Sequence[Any]]]:
     """The images to judge by, and for each recipe those to calibrate on."""
-    from pimcal.calibration.methods import default_batch_size
-
     settings = subject.profile.calibration
     count = images or settings.images
     if not any(recipe.method for recipe in recipes):
@@ -113,8 +111,7 @@ def _calibration(
 
     def batches(recipe: Recipe) -> Sequence[Any]:
         few = recipe.method not in USES_ALL_IMAGES and images is None and count < found.images
-        size = settings.batch_size or default_batch_size(recipe.method or "")
-        return list((found.split(count)[0] if few else found).resized(size))
+        return list(found.split(count)[0] if few else found)
 
     return held_out, batches
 

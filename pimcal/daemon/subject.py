@@ -34,11 +34,8 @@ class Subject:
 
 
 def images_for(profile: Profile, calibration: Batches, held_out: Batches) -> Images:
-    """The images in the batches, and in the number, that a profile asks for."""
-    from pimcal.calibration.methods import default_batch_size
-
-    settings, judged = profile.calibration, profile.gate.images
+    """The images in the number that a profile asks for."""
+    judged = profile.gate.images
     if judged is not None and judged < held_out.images:
         held_out = held_out.split(judged)[0]
-    size = settings.batch_size or default_batch_size(settings.method)
-    return Images(tuple(calibration.resized(size)), tuple(held_out))
+    return Images(tuple(calibration), tuple(held_out))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pimcal.batches import first_images
 from pimcal.calling import call_with, device_of
 from pimcal.corrections import Corrections, reference_state
 from pimcal.deployment import Deployment
@@ -23,6 +24,7 @@ from pimcal.placement import Block
 from pimcal.recalibration.golden import Answer, Spot
 from pimcal.recalibration.probe import Accepted, AcceptedTile, Probe
 
+_IMAGES = 16  # of the batch; that is enough for a mean over all positions
 _LEAST_GAIN = 0.2  # dividing by less would raise noise, not signal
 
 
@@ -64,7 +66,7 @@ def _fit(tile: AcceptedTile, now: Tensor, gain_trust: float, offset_trust: float
 
 def refreshed_layers(net: Deployment, changes: Mapping[Spot, TileChange], batch: Any) -> Corrections:
     """The layers' gains and offsets that undo `changes`, on top of those in force. `batch`: calibration images."""
-    sums, biases = _inputs_seen(net, batch)
+    sums, biases = _inputs_seen(net, first_images(batch, _IMAGES))
     return {
         name: _refreshed(layer, changes, sums[name], biases[name])
         for name, layer in net.layers.items()

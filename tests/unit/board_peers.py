@@ -22,7 +22,7 @@ from pimcal_serial.frames import FrameReader
 from pimcal_serial.simulator.ports import PtyPort, TcpPort
 
 FIRMWARE = Path(__file__).parents[2] / "backends" / "pimcal_serial" / "firmware"
-PATIENCE_S = 30.0
+PATIENCE_S = 600.0  # no test is to depend on the speed of a machine
 _LARGEST_FRAME = 1 << 21
 _ROOM = 1 << 16  # bytes on their way to the board
 _TICK_S = 0.02
@@ -440,9 +440,9 @@ class Hosts:
         return self.wait()
 
     def profile(self, port, **device):
-        """The path of a profile for a board at `port`."""
+        """The path of a profile for a board at `port`, which is waited for as long as it takes to start it again."""
         path = self.beside / "profile.yaml"
-        settings = {"port": port, "margin_s": 0.1, "connect_s": 1.0, **device}
+        settings = {"port": port, "margin_s": 0.1, "connect_s": 1.0, "reconnect_s": PATIENCE_S, **device}
         path.write_text(f"schema: pimcal/1\nbackend: serial\ndevice: {json.dumps(settings)}\n")
         return str(path)
 

@@ -15,6 +15,7 @@ from pimcal.ideal import Ideal, IdealSettings
 
 MUL = {"device.noise": "mul", "device.eta0": 0.4, "device.sigma_spatial": 0.3, "device.sigma_temporal": 0.0}
 REDRAWN = {"device.noise": "mul", "device.eta0": 0.3}
+SIZE_8 = {"calibration.batch_size": 8}
 
 
 def cnn():
@@ -135,9 +136,9 @@ def numpy_moments(values):
 def test_ema_is_algorithm_1_recomputed_in_numpy(open_backend, momentum):
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
     gain = 1.4  # of a device that reads every weight too large, always
-    settings = {**MUL, "device.sigma_spatial": 0.0, "device.eta0": gain - 1}
+    settings = {**MUL, "device.sigma_spatial": 0.0, "device.eta0": gain - 1, "calibration.batch_size": 7}
     net = pimcal.deploy(model, open_backend("gaussian", settings))
-    batches = [images(n, 5) for n in (7, 4, 9)]
+    batches = [images(n, 5) for n in (7, 7, 4)]
 
     record = pimcal.calibrate(net, batches, "ema", momentum=momentum)
 
@@ -226,13 +227,13 @@ def test_the_result_does_not_depend_on_how_the_images_are_split(open_backend, me
 @pytest.mark.parametrize("method", ["pooled", "paired"])
 def test_a_norm_that_is_used_twice_gets_the_statistics_of_both_uses(open_backend, method):
     model = SharedNorm().eval()
-    gain = {**MUL, "device.sigma_spatial": 0.0, "device.eta0": 0.5}
+    gain = {**MUL, "device.sigma_spatial": 0.0, "device.eta0": 0.5, "calibration.batch_size": 25}
     net = pimcal.deploy(model, open_backend("gaussian", gain))
     x = images(50, 6)
     inputs = []
     handle = net.module.norm.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
 
-    record = pimcal.calibrate(net, [x[:20], x[20:]], method)
+    record = pimcal.calibrate(net, [x[:25], x[25:]], method)
 
     handle.remove()
     assert len(inputs) == 4
@@ -408,7 +409,7 @@ def test_calibrating_leaves_the_network_as_it_was(open_backend, method, applied)
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5])
 def test_ctrl_c_inside_the_model_leaves_the_network_as_it_was(open_backend, method, after):
     left = [100]
-    net = pimcal.deploy(failing_model(left), open_backend("gaussian", REDRAWN))
+    net = pimcal.deploy(failing_model(left), open_backend("gaussian", {**REDRAWN, **SIZE_8}))
     net.apply(pimcal.calibrate(net, [images(16)], "affine"))
     before = snapshot(net)
     left[0] = after
@@ -424,7 +425,7 @@ def test_ctrl_c_inside_the_model_leaves_the_network_as_it_was(open_backend, meth
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_ctrl_c_in_the_progress_bar_leaves_the_network_as_it_was(open_backend, method, calls):
-    net = pimcal.deploy(cnn(), open_backend("gaussian", REDRAWN))
+    net = pimcal.deploy(cnn(), open_backend("gaussian", {**REDRAWN, **SIZE_8}))
     net.apply(pimcal.calibrate(net, [images(16)], "affine"))
     before, left = snapshot(net), [calls]
 
@@ -452,7 +453,7 @@ def test_a_device_that_fails_midway_leaves_the_network_as_it_was(open_backend, m
                 raise OSError("link lost")
             return super().effective_weights(tile)
 
-    profile = open_backend("ideal").profile
+    profile = open_backend("ideal", SIZE_8).profile
     backend = Failing(IdealSettings(), profile.tiles)
     net = pimcal.deploy(cnn(), Device(backend, profile))
     before = snapshot(net)
@@ -481,7 +482,7 @@ def test_statistics_that_were_changed_by_hand_are_kept(open_backend):
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_a_calibration_costs_one_pass_on_the_device(open_backend, method):
-    net = pimcal.deploy(cnn(), open_backend("ideal"))
+    net = pimcal.deploy(cnn(), open_backend("ideal", {"calibration.batch_size": 6}))
     net(images(1))
     one_image = net.device.cost.mvms
 
@@ -495,7 +496,8 @@ def test_a_calibration_costs_one_pass_on_the_device(open_backend, method):
 @pytest.mark.parametrize("method", ["pooled", "paired", "affine"])
 def test_a_streamed_network_is_programmed_once(open_backend, method):
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6))
-    net = pimcal.deploy(model, open_backend("ideal", {"tiles.count": 1, "tiles.rows": 6, "tiles.cols": 6}))
+    tiles = {"tiles.count": 1, "tiles.rows": 6, "tiles.cols": 6}
+    net = pimcal.deploy(model, open_backend("ideal", {**tiles, "calibration.batch_size": 5}))
     assert net.placement.loads == 4
     cells = net.device.cost.programmed_cells
 
@@ -506,8 +508,9 @@ def test_a_streamed_network_is_programmed_once(open_backend, method):
 
 @torch.no_grad()
 def test_noise_is_redrawn_for_every_batch_that_is_measured(open_backend):
-    net = pimcal.deploy(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), open_backend("gaussian", REDRAWN))
-    x, inputs = images(5, 6), []
+    device = open_backend("gaussian", {**REDRAWN, **SIZE_8})
+    net = pimcal.deploy(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), device)
+    x, inputs = images(8, 6), []
     net.module[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
 
     pimcal.calibrate(net, [x, x], "paired")

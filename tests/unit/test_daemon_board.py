@@ -119,7 +119,7 @@ def test_a_board_that_goes_away_in_a_calibration_is_calibrated_when_it_is_back(d
 
 def test_a_board_that_was_without_power_is_programmed_anew_and_looked_at(daemon, peers):
     with peers.cabled(PEER) as cable:
-        at(daemon, cable.address, reconnect_s=10.0)
+        at(daemon, cable.address, reconnect_s=600.0)
         daemon.started()
         first = daemon.until(lambda status: status["ready"])
         looks = first["counters"]["looks"]

@@ -27,7 +27,7 @@ from pimcal_serial.simulator.settings import BoardSettings
 
 AS_ANNOUNCED = SimpleNamespace(count=None, rows=None, cols=None)
 SMALL = {"tiles": 3, "rows": 40, "cols": 24, "max_payload": 512}
-PATIENCE = {"margin_s": 0.1, "connect_s": 2.0, "reconnect_s": 5.0}
+PATIENCE = {"margin_s": 0.1, "connect_s": 2.0, "reconnect_s": 600.0}
 
 
 @pytest.fixture(autouse=True)
