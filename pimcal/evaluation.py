@@ -72,10 +72,16 @@ def evaluate(
             images += count
             progress(images)
     if not images:
-        raise DataError("there is no image to evaluate on")
+        walked = "; they are an iterator, which can be walked only once" if isinstance(batches, Iterator) else ""
+        raise DataError(f"there is no image to evaluate on{walked}")
     share = net.placement.device_share if isinstance(net, Deployment) else None
     cost = _mvms(net) - mvms_before, clock() - start
     return Evaluation(metric.name, running.compute(), images, *cost, not_finite, share)
+
+
+def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
+    """`batches`, in memory where they can be walked only once."""
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
 @contextmanager

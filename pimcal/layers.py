@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pimcal.errors import UsageError
+from pimcal.errors import DataError, UsageError
 from pimcal.matrices import ConvGeometry, LinearView, MatrixView, geometry_of, view_with
 from pimcal.placement import Placed
 from pimcal.products import Cut, DeviceProducts, HostProducts, Products, cuts_of
@@ -62,6 +62,8 @@ class DeviceMatrix:
     def multiply(self, x: Tensor, bias: Tensor | None = None, view: MatrixView | None = None) -> Tensor:
         """The layer's output for `x`. `view` replaces the layer's geometry where a call brings its own."""
         view = view or self.view
+        if not x.numel():  # no device is asked for nothing
+            return view.fused(x, x.new_zeros(view.rows, view.groups * view.cols), bias)
         if self._fused:
             self.array.ensure(self._steps[0])
         if self._fused and self.converters.input_bits is None:
@@ -108,6 +110,7 @@ class DeviceMatrix:
     # cut by cut, with converters and reference columns in between
 
     def _multiply_cut(self, view: MatrixView, x: Tensor, bias: Tensor | None) -> Tensor:
+        self._check_finite(view, x)
         codes, step = self._convert_inputs(x.float())
         if self.converters.signed_inputs or not bool((codes < 0).any()):
             columns = self._columns(view, codes)
@@ -129,6 +132,18 @@ class DeviceMatrix:
         if bits is None:
             return x, x.new_ones(())
         return quantize(x, bits, signed=self.converters.signed_inputs, dims=tuple(range(1, x.dim())))
+
+    def _check_finite(self, view: MatrixView, x: Tensor) -> None:
+        """Raise DataError for NaN and infinity where the device takes whole numbers."""
+        capabilities = self.array.device.capabilities
+        if capabilities.input_bits is None or bool(x.isfinite().all()):
+            return
+        good = view.patches(x).isfinite().all(dim=3).all(dim=1)  # [n, positions]
+        raise DataError(
+            f"layer {self.placed.shape.name}: {int((~good).sum())} of {good.numel()} input vectors hold NaN or "
+            f"infinity, and {capabilities.identity} takes whole numbers of {capabilities.input_bits} bits; check the "
+            "images, and what the layers before it make of them"
+        )
 
     def _columns(self, view: MatrixView, codes: Tensor) -> Tensor:
         """All columns [n, groups, cols, l]: cuts between rows are added up, cuts between columns joined."""

@@ -17,7 +17,7 @@ from pimcal.calibration.methods import check_method, clean_for
 from pimcal.deployment import Deployment, deploy
 from pimcal.device import Cost, open_device
 from pimcal.errors import UsageError
-from pimcal.evaluation import evaluate
+from pimcal.evaluation import evaluate, repeatable
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
 from pimcal.recalibration.engine import Engine, EngineSettings
@@ -32,11 +32,18 @@ from pimcal.timeline import check_clock
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Batches that calibrate, those that the gate judges by, and those that the plan measures on."""
+    """Batches that calibrate, those that the gate judges by, and those that the plan measures on.
+
+    All are walked again and again; what can be walked only once is kept in memory.
+    """
 
     calibration: Sequence[Any]
     gate: Sequence[Any]
     evaluation: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "gate", "evaluation"):
+            object.__setattr__(self, name, repeatable(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pimcal.calibration.run import calibrate
 from pimcal.deployment import deploy
 from pimcal.device import open_device
 from pimcal.errors import UsageError
-from pimcal.evaluation import evaluate
+from pimcal.evaluation import evaluate, repeatable
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
 from pimcal.recipes import Recipe, with_references, with_seed
@@ -78,6 +78,7 @@ def sweep(
     seeds or recipes set.
     """
     check_settings(settings)
+    data = repeatable(data)
     jobs = [
         (setting, seed, recipe, _changed(profile, setting, seed, recipe))
         for setting, seed, recipe in itertools.product(grid(settings), seeds, recipes)

@@ -17,7 +17,7 @@ from pimcal.calibration.run import calibrate
 from pimcal.deployment import Deployment, deploy
 from pimcal.device import Device, open_device
 from pimcal.errors import ConfigError, UsageError
-from pimcal.evaluation import evaluate
+from pimcal.evaluation import evaluate, repeatable
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
 from pimcal.profile.duration import parse_duration
@@ -108,7 +108,7 @@ def timeline(
     """
     check_times(times_s)
     check_clock(profile)
-    readings = []
+    data, readings = repeatable(data), []
     for seed, wanted in itertools.product(seeds, (False, True)):
         group = [recipe for recipe in recipes if recipe.references == wanted]
         if group:

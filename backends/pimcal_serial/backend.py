@@ -139,6 +139,8 @@ def _outputs(products: Int32s, like: Tensor) -> Tensor:
 def _codes(what: str, values: Tensor) -> Int8s:
     """Whole numbers as int8 [n, length]. Raises DataError for other values."""
     whole = values.detach().cpu().numpy()
+    if not np.isfinite(whole).all():
+        raise DataError(f"{what} hold NaN or infinity in {int((~np.isfinite(whole).all(axis=-1)).sum())} vectors")
     codes = whole.astype(np.int8)
     if not np.array_equal(codes, whole):
         raise DataError(f"{what} must be whole numbers of at most 8 bits")

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from pimcal.deployment import Deployment
-from pimcal.evaluation import Evaluation, Progress, evaluate
+from pimcal.evaluation import Evaluation, Progress, evaluate, repeatable
 from pimcal.metrics import Metric
 from pimcal.record import Record
 
@@ -41,14 +41,14 @@ def gate(
     """Measure `record` against what is in force on `batches`, and apply it unless it is worse by over `max_drop`.
 
     Each side is measured `repeats` times (a new noise draw for each batch) and averaged; both default to the
-    profile's `gate:` section. `max_drop` is in the metric's own unit (for accuracy a fraction). `batches` must be
-    iterable again and again, and must not be the calibration images. `before`: what is in force, where that has just
-    been measured on them.
+    profile's `gate:` section. `max_drop` is in the metric's own unit (for accuracy a fraction). `batches` must not be
+    the calibration images; they are walked several times, and kept in memory where that is not possible. `before`: what
+    is in force, where that has just been measured on them.
 
     Raises DataError where the record does not fit the network or the images do not suit the metric; what was in
     force stays in force then.
     """
-    settings = net.device.profile.gate
+    settings, batches = net.device.profile.gate, repeatable(batches)
     allowed = settings.max_drop if max_drop is None else max_drop
     if before is None:
         old = measure(net, batches, metric, repeats=repeats, progress=progress)
@@ -80,6 +80,7 @@ def measure(
     progress: Progress = lambda done: None,
 ) -> Evaluation:
     """What is in force now: the mean over `repeats` evaluations, by default as many as the gate makes."""
+    batches = repeatable(batches)
     times = net.device.profile.gate.repeats if repeats is None else repeats
     found = [evaluate(net, batches, metric, progress=progress) for _ in range(times)]
     return replace(found[0], value=fmean(e.value for e in found), mvms=sum(e.mvms for e in found))
