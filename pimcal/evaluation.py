@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pimcal.batches import batch_size, moved, split_batch, tensors_in
-from pimcal.calling import call_with, device_of
+from pimcal.calling import Calling, call_with, called, device_of
 from pimcal.corrections import state_of
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
@@ -45,10 +45,15 @@ def evaluate(
     metric: Metric,
     *,
     reference: nn.Module | None = None,
+    calling: Calling | None = None,
     progress: Progress = lambda done: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Evaluation:
     """Run `net` (deployed, or a plain model) over `batches` and give the metric's value.
+
+    `batches` are walked once, and one is held at a time; `pimcal.batches` says what each may be, and `calling` how the
+    model is called with it: `"positional"` or `"keywords"` for a dict, or a function of the model and a batch that
+    returns the outputs.
 
     A metric without labels compares with `reference`, by default the deployed network's own digital model.
     `progress` is called with the number of images done. What a model keeps from batch to batch in its attributes is
@@ -60,7 +65,8 @@ def evaluate(
     start, mvms_before = clock(), _mvms(net)
     running, images, not_finite, device = metric.start(), 0, 0, device_of(net)
     with undisturbed(net, reference):
-        for batch in batches:
+        for given in batches:
+            batch = called(given, calling)
             labels = moved(split_batch(batch)[2], device)
             compared = labels if metric.needs_labels else call_with(reference, batch, device)
             if compared is None:

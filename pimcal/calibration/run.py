@@ -13,6 +13,7 @@ from pimcal.calibration.cutting import recut
 from pimcal.calibration.interlude import Interlude, Pause, no_pause
 from pimcal.calibration.methods import Method, Progress, batch_size_for, check_method, find_corrections
 from pimcal.calibration.provenance import provenance
+from pimcal.calling import Calling, called
 from pimcal.deployment import Deployment
 from pimcal.errors import DataError
 from pimcal.events import CalibrationFinished
@@ -28,6 +29,7 @@ def calibrate(
     momentum: float | None = None,
     seed: int | None = None,
     clean: CleanStatistics | None = None,
+    calling: Calling | None = None,
     progress: Progress = lambda share: None,
     pause: Pause = no_pause,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -35,9 +37,9 @@ def calibrate(
 ) -> Record:
     """Measure what the device does to the activations, and find the corrections that undo it.
 
-    `batches` hold the calibration images (no labels needed): x, (x, y), or dicts of the model's inputs. They are cut
-    anew, to the profile's `calibration.batch_size` or the method's own (64 for `ema`, else 16), where the model takes
-    each image by itself. `method`:
+    `batches` hold the calibration images (no labels needed), as `pimcal.batches` says. They are cut anew, to the
+    profile's `calibration.batch_size` or the method's own (64 for `ema`, else 16), where the model takes each image by
+    itself. `method`:
 
     - `paired` (default, from the profile): BatchNorm statistics moved by the difference between the device and the
       digital model on the same images; measured layer by layer over all batches at once.
@@ -47,6 +49,7 @@ def calibrate(
 
     Nothing is in force afterwards that was not before: `net.apply(record)` is the second step.
 
+    `calling`: how the model is called with a batch, as `evaluate` has it.
     `clean`: what `clean_for` gave for this method and these batches, to save another run of the digital model.
     `seed` is only recorded. `progress` is called with the share of the work that is done, from 0 to 1. `pause` is
     called between measurements: there `net` may be called, with other corrections if these are undone again.
@@ -57,7 +60,7 @@ def calibrate(
     """
     settings = net.device.profile.calibration
     method = method or settings.method
-    batches = list(batches)
+    batches = [called(batch, calling) for batch in batches]
     images = count_images(batches)
     net.settle(batches[0])
     check_method(net, method)

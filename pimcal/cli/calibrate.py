@@ -83,6 +83,8 @@ def calibrate(
         str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of synthetic images without --data.")
     ] = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
     seed: o.Seed = None,
@@ -112,10 +114,9 @@ def calibrate(
         in_force = None if active is None else Record.load(active)
         subject = o.load_subject(profile, override, model, weights, seed, torch_device)
         count = images or subject.profile.calibration.images
-        found = _images(
-            data, calibration_data, count, o.parse_shape(input_shape), preprocess, batch_size, seed or 0, held_out
-        )
-        o.check_input(subject.model, next(iter(found.held_out)))
+        reading = o.Reading(preprocess, batch_size, classes, calling)
+        found = _images(data, calibration_data, count, o.parse_shape(input_shape), reading, seed or 0, held_out)
+        o.check_input(subject.model, found.held_out.first)
         o.check_calibration_images(subject.model, found.calibration)
         chosen = o.choose_metric(metric, found.held_out.has_labels)
         with open_device(subject.profile) as device, _opened(store) as kept:
@@ -188,23 +189,23 @@ def _images(
     calibration_data: str | None,
     count: int,
     shape: tuple[int, ...] | None,
-    preprocess: str,
-    batch_size: int,
+    reading: o.Reading,
     seed: int,
     judged: int | None,
 ) -> Images:
     apart = count if calibration_data is None else 0
-    held_out = o.load_held_out(data, preprocess, judged, apart, batch_size) if data else None
+    held_out = reading.load_held_out(data, judged, apart) if data else None
     if calibration_data == "synthetic":
         return _synthetic_images(held_out, shape, count, seed)
     if calibration_data is not None:
-        calibration = o.load_data(calibration_data, preprocess, count, batch_size)
+        calibration = reading.load_calibration(calibration_data, count).in_memory()
         if held_out is None:
             raise UsageError("the gate needs held-out images: give --data as well as --calibration-data")
         return Images(calibration, held_out)
     if held_out is None:
         raise UsageError("give --data (images to calibrate on and to judge by), or --calibration-data synthetic")
-    return Images(*held_out.split(count))
+    calibration, rest = held_out.split(count)
+    return Images(calibration.in_memory(), rest)
 
 
 def _synthetic_images(held_out: Batches | None, shape: tuple[int, ...] | None, count: int, seed: int) -> Images:
@@ -219,7 +220,7 @@ def synthetic_like(batches: Batches, count: int, seed: int) -> Batches:
     """Synthetic images of the shape of others. Raises UsageError where those are no images."""
     from pimcal.batches import split_batch, tensors_in
 
-    args, kwargs, _ = split_batch(next(iter(batches)))
+    args, kwargs, _ = split_batch(batches.first)
     shape = next((tuple(tensor.shape[1:]) for tensor in tensors_in((args, kwargs))), ())
     return _synthetic(count, shape, seed)
 
@@ -227,11 +228,11 @@ def synthetic_like(batches: Batches, count: int, seed: int) -> Batches:
 def _synthetic(count: int, shape: tuple[int, ...], seed: int) -> Batches:
     import torch
 
-    from pimcal.sources.batches import Batches, kept
+    from pimcal.sources.batches import Batches
     from pimcal.synthetic import synthetic_images
 
     images = synthetic_images(count, shape, torch.Generator().manual_seed(seed))
-    return Batches(tuple(kept(part) for part in images.split(64)), has_labels=False)
+    return Batches.of(images.split(64))
 
 
 def _run(
@@ -251,7 +252,7 @@ def _run(
     settings = net.device.profile
     chosen: Any = method or settings.calibration.method
     batches = list(images.calibration)
-    cost = estimate(net, batches[0], images.calibration.images, chosen)
+    cost = estimate(net, batches[0], images.calibration.count(), chosen)
     seconds = "" if cost.seconds is None else f", about {cost.seconds:.1f} s"
     note(f"calibrating with {cost.images} images: {cost.mvms:,} MVMs{seconds}")
     with mvm_bar(chosen, cost.mvms, lambda: net.device.cost.mvms):
@@ -259,20 +260,28 @@ def _run(
     sample = [*islice(images.calibration.resized(16), 4)] if divergence else []
     before = divergences(net, sample) if sample else {}
     held_out = images.held_out
-    if settings.gate.images is not None and settings.gate.images < held_out.images:
-        held_out = held_out.split(settings.gate.images)[0]
-    if held_out.images < FEW_HELD_OUT:
-        share = 100 / held_out.images
-        note(f"the gate's judgement is coarse: of {held_out.images} held-out images each counts {share:.1f} %")
-    judged = 2 * settings.gate.repeats * held_out.images  # before and after
-    with mvm_bar("gate", judged * cost.mvms // cost.images, lambda: net.device.cost.mvms):
+    if settings.gate.images is not None and (held_out.images is None or settings.gate.images < held_out.images):
+        held_out = held_out.up_to(settings.gate.images)
+    total = None
+    if held_out.images is not None:
+        _note_few(held_out.images)
+        total = 2 * settings.gate.repeats * held_out.images * cost.mvms // cost.images  # before and after
+    with mvm_bar("gate", total, lambda: net.device.cost.mvms):
         verdict = gate(net, record, held_out, metric, max_drop=max_drop)
+    if held_out.images is None:
+        _note_few(verdict.images)
     if not sample:
         return verdict, {}
     if not verdict.activated:
         net.apply(record)
     after = divergences(net, sample)
     return verdict, {name: (before[name], after[name]) for name in before}
+
+
+def _note_few(held_out: int) -> None:
+    if held_out < FEW_HELD_OUT:
+        share = 100 / held_out
+        note(f"the gate's judgement is coarse: of {held_out} held-out images each counts {share:.1f} %")
 
 
 def _as_json(

@@ -66,9 +66,8 @@ def load_comparison(
     calibration_data: str | None,
     held_out: int | None,
     images: int | None,
-    preprocess: str,
+    reading: o.Reading,
     metric: str | None,
-    batch_size: int,
     seed: int,
 ) -> Comparison:
     """Read the images, and evaluate the digital model on them."""
@@ -76,10 +75,9 @@ def load_comparison(
 
     needed = images or subject.profile.calibration.images if any(recipe.method for recipe in recipes) else 0
     apart = 0 if calibration_data else needed
-    judged = o.load_held_out(data, preprocess, held_out, apart, batch_size)
-    judged, calibration = _calibration(subject, recipes, judged, calibration_data, images, preprocess, seed)
-    judged = judged.in_memory()
-    o.check_input(subject.model, next(iter(judged)))
+    judged = reading.load_held_out(data, held_out, apart).in_memory()
+    judged, calibration = _calibration(subject, recipes, judged, calibration_data, images, reading, seed)
+    o.check_input(subject.model, judged.first)
     chosen = o.choose_metric(metric, judged.has_labels)
     return Comparison(judged, calibration, chosen, evaluate(subject.model, judged, chosen).value)
 
@@ -90,7 +88,7 @@ def _calibration(
     held_out: Batches,
     spec: str | None,
     images: int | None,
-    preprocess: str,
+    reading: o.Reading,
     seed: int,
 ) -> tuple[Batches, Callable[[Recipe], Sequence[Any]]]:
     """The images to judge by, and for each recipe those to calibrate on."""
@@ -103,14 +101,14 @@ def _calibration(
 
         found = synthetic_like(held_out, count, seed)
     elif spec is not None:
-        found = o.load_data(spec, preprocess, images, 64)
+        found = reading.load_calibration(spec, images)
     else:
         found, held_out = held_out.split(count)
     o.check_calibration_images(subject.model, found)
     found = found.in_memory()
 
     def batches(recipe: Recipe) -> Sequence[Any]:
-        few = recipe.method not in USES_ALL_IMAGES and images is None and count < found.images
+        few = recipe.method not in USES_ALL_IMAGES and images is None and count < found.count()
         return list(found.split(count)[0] if few else found)
 
     return held_out, batches

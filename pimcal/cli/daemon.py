@@ -69,6 +69,8 @@ def run(
     store: s.OptionalStore = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
     seed: o.Seed = None,
@@ -123,7 +125,7 @@ def run(
             "pimcal %s: profile %s, model %s, store %s, process %d", __version__, profile, model, store, os.getpid()
         )
         loaded = o.load_subject(profile, override, model, weights, seed, torch_device)
-        images = _images(data, calibration_data, held_out, preprocess, batch_size)
+        images = _images(data, calibration_data, held_out, o.Reading(preprocess, batch_size, classes, calling))
         subject = _subject(loaded, images, metric)
         make_store(store)  # now that all else is right: nothing is left behind where it is not
     raise typer.Exit(_serve(subject, read, store, socket, new, speed, binding))
@@ -159,7 +161,7 @@ def _binding(http: str | None, token_file: Path | None) -> Binding | None:
 
 
 def _images(
-    data: str, calibration_data: str | None, held_out: int | None, preprocess: str, batch_size: int
+    data: str, calibration_data: str | None, held_out: int | None, reading: o.Reading
 ) -> Callable[[Profile], tuple[Batches, Batches]]:
     """What gives the images to calibrate on and to judge by; all are read once, and kept."""
     from functools import cache
@@ -167,14 +169,14 @@ def _images(
     @cache
     def load(count: int) -> tuple[Batches, Batches]:
         apart = count if calibration_data is None else 0
-        judged = o.load_held_out(data, preprocess, held_out, apart, batch_size).in_memory()
+        judged = reading.load_held_out(data, held_out, apart).in_memory()
         if calibration_data is None:
             return judged.split(count)
         if calibration_data == "synthetic":
             from pimcal.cli.calibrate import synthetic_like
 
             return synthetic_like(judged, count, 0), judged
-        return o.load_data(calibration_data, preprocess, count, batch_size).in_memory(), judged
+        return reading.load_calibration(calibration_data, count).in_memory(), judged
 
     return lambda profile: load(profile.calibration.images)
 
@@ -183,7 +185,7 @@ def _subject(loaded: o.Subject, load: Callable[[Profile], tuple[Batches, Batches
     from pimcal.daemon.subject import Subject, images_for
 
     calibration, judged = load(loaded.profile)
-    o.check_input(loaded.model, next(iter(judged)))
+    o.check_input(loaded.model, judged.first)
     o.check_calibration_images(loaded.model, calibration)
 
     def images(profile: Profile) -> Images:

@@ -30,6 +30,8 @@ def evaluate(
     ] = None,
     force: o.Force = False,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, max=o.MOST, help="Images to use; left out: all.")
@@ -51,8 +53,8 @@ def evaluate(
         raise UsageError("--record and --store both name a record to apply; give one of them")
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, seed, torch_device)
-        batches = o.load_data(data, preprocess, images, batch_size)
-        o.check_input(subject.model, next(iter(batches)))
+        batches = o.Reading(preprocess, batch_size, classes, calling).load(data, images)
+        o.check_input(subject.model, batches.first)
         chosen = o.choose_metric(metric, batches.has_labels)
         corrections = None if record is None else Record.load(record)
         kept = s.open_reader(store)
@@ -65,7 +67,7 @@ def evaluate(
                 net.apply(corrections, force=force)
             if kept is not None:
                 generation = _apply_active(kept, net, force)
-            total = estimate(net, next(iter(batches)), batches.images).mvms
+            total = None if batches.images is None else estimate(net, batches.first, batches.images).mvms
             with mvm_bar("evaluating", total, lambda: device.cost.mvms):
                 result = run(net, batches, chosen)
             summary = net.placement.summary

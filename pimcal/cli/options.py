@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from pimcal.calling import Calling
     from pimcal.metrics import Metric
     from pimcal.profile import Profile
     from pimcal.sources.batches import Batches
@@ -41,7 +42,8 @@ ModelOption = Annotated[
     str, typer.Option("--model", metavar="SPEC", help="file.py:name, pkg.mod:name or torchvision:NAME.")
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="safetensors, or a torch file of tensors.")
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="safetensors, a torch file of tensors, or the index of several."),
 ]
 Data = Annotated[
     str, typer.Option("--data", metavar="SPEC", help="Held-out images: npz:FILE, imagefolder:DIR, file.py:name.")
@@ -62,6 +64,22 @@ HeldOut = Annotated[
 ]
 Preprocess = Annotated[
     str, typer.Option("--preprocess", metavar="SPEC", help="imagenet, cifar10, none, file.py:name or pkg.mod:name.")
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        metavar="FILE",
+        help="Class numbers of imagefolder:'s folders: a name a line, or JSON {name: number}.",
+    ),
+]
+CallingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calling",
+        metavar="HOW",
+        help="How a batch is given to the model: positional, keywords, or file.py:name, a function of (model, batch).",
+    ),
 ]
 MetricOption = Annotated[
     str | None,
@@ -93,12 +111,13 @@ def load_subject(
     profile: str, overrides: list[str] | None, model: str, weights: Path | None, seed: int | None, torch_device: str
 ) -> Subject:
     """The profile with its overrides, and the model with its weights on a torch device."""
+    from pimcal.cli.output import note
     from pimcal.sources.models import load_model
 
     loaded = read_profile(profile, overrides, seed)
     device = _torch_device(torch_device)
     _seed_torch(seed or 0)
-    return Subject(loaded, load_model(model, weights).to(device))
+    return Subject(loaded, load_model(model, weights, note).to(device))
 
 
 def read_profile(profile: str, overrides: list[str] | None, seed: int | None = None) -> Profile:
@@ -114,17 +133,49 @@ def read_profile(profile: str, overrides: list[str] | None, seed: int | None = N
     return with_seed(loaded, seed)
 
 
-def load_data(spec: str, preprocess: str, images: int | None, batch_size: int) -> Batches:
-    """The images that a spec names."""
-    from pimcal.sources.data import load_batches
-    from pimcal.sources.preprocess import load_preprocess
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How images are read from a spec, and how the model is called with them."""
 
-    return load_batches(spec, load_preprocess(preprocess), images, batch_size)
+    preprocess: str
+    batch_size: int
+    classes: Path | None
+    calling: str | None
+
+    def load(self, spec: str, images: int | None) -> Batches:
+        """The images that a spec names."""
+        from pimcal.calling import called
+        from pimcal.cli.output import note
+        from pimcal.sources.data import load_batches
+        from pimcal.sources.preprocess import load_preprocess
+
+        preprocess, calling = load_preprocess(self.preprocess), _calling(self.calling)
+        found = load_batches(spec, preprocess, images, self.batch_size, classes=self.classes, tell=note)
+        return found if calling is None else found.mapped(lambda batch: called(batch, calling))
+
+    def load_calibration(self, spec: str, images: int | None) -> Batches:
+        """The images to calibrate on, whose classes do not matter."""
+        folder = spec.startswith("imagefolder:")
+        return (self if folder else replace(self, classes=None)).load(spec, images)
+
+    def load_held_out(self, spec: str, held_out: int | None, apart: int) -> Batches:
+        """The images to judge by, behind `apart` others that are to calibrate on; endless data needs `held_out`."""
+        return self.load(spec, None if held_out is None else held_out + apart)
 
 
-def load_held_out(spec: str, preprocess: str, held_out: int | None, apart: int, batch_size: int) -> Batches:
-    """The images to judge by, behind `apart` others that are to calibrate on; endless data needs `held_out`."""
-    return load_data(spec, preprocess, None if held_out is None else held_out + apart, batch_size)
+def _calling(spec: str | None) -> Calling | None:
+    """What `--calling` names: a word, or a function of the user's."""
+    from pimcal.calling import WORDS
+    from pimcal.sources.objects import resolve
+
+    if spec is None or spec in WORDS:
+        return spec  # type: ignore[return-value]  # one of the words
+    if ":" not in spec:
+        raise UsageError(f"--calling {spec!r}: write {', '.join(WORDS)}, file.py:name or pkg.mod:name")
+    source = resolve(spec)
+    if not callable(source.value):
+        raise UsageError(f"--calling {spec} is a {type(source.value).__name__}, not a function of (model, batch)")
+    return source.call
 
 
 def choose_metric(spec: str | None, has_labels: bool) -> Metric:
@@ -154,24 +205,31 @@ def check_calibration_images(model: nn.Module, batches: Batches) -> None:
     """Raise DataError for too few images to calibrate on, and for images that the model does not take."""
     from pimcal.calibration.run import count_images
 
-    if batches.images < 2:
+    if batches.count() < 2:
         count_images(list(batches))
     try:
-        check_input(model, next(iter(batches)))
+        check_input(model, batches.first)
     except DataError as error:
         raise DataError(f"the images to calibrate on: {error}") from error
 
 
 def check_input(model: nn.Module, batch: Any) -> None:
     """Raise DataError where the model does not take such images, before any device is touched."""
-    from pimcal.batches import first_images, moved, split_batch
-    from pimcal.calling import device_of
     from pimcal.model_state import ModelState
     from pimcal.sources.models import check_input
 
-    args, kwargs, _ = moved(split_batch(first_images(batch, 1)), device_of(model))
     with ModelState(model).apart():
-        check_input(model, kwargs or (args[0] if len(args) == 1 else tuple(args)))
+        check_input(model, _one_of(batch))
+
+
+def _one_of(batch: Any) -> Any:
+    """One image of a batch, where it can be cut."""
+    from pimcal.batches import first_images
+
+    try:
+        return first_images(batch, 1)
+    except DataError:
+        return batch
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:

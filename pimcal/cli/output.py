@@ -87,8 +87,9 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def mvm_bar(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """A bar over `total` matrix-vector products, with how many there are in a second and how long the rest will take.
+def mvm_bar(label: str, total: int | None, done: Callable[[], int]) -> Iterator[None]:
+    """A bar over `total` matrix-vector products, with how many there are in a second and how long the rest will take;
+    without an end where `total` is None.
 
     `done` tells how many the device has made since it was opened; it is asked while a batch runs, since on a slow link
     one takes long.
@@ -100,7 +101,7 @@ def mvm_bar(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     class Counting(Progress):
         def get_renderables(self) -> Iterable[Any]:
             for task in self.tasks:
-                self.update(task.id, completed=min(total, done() - before))
+                self.update(task.id, completed=done() - before if total is None else min(total, done() - before))
             return super().get_renderables()
 
     class Rate(TextColumn):
@@ -111,7 +112,7 @@ def mvm_bar(label: str, total: int, done: Callable[[], int]) -> Iterator[None]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.completed:,.0f}" + ("" if total is None else f"/{total:,}")),
         Rate(""),
         TimeRemainingColumn(),
     )

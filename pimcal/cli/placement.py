@@ -20,6 +20,8 @@ def placement(
         str | None, typer.Option("--input-shape", metavar="C,H,W", help="An input's shape, instead of --data.")
     ] = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     override: o.Overrides = None,
     as_json: o.Json = False,
 ) -> None:
@@ -40,7 +42,7 @@ def placement(
         subject = o.load_subject(profile, override, model, weights, None, "cpu")
         batch: Any = None if shape is None else torch.zeros(1, *shape)
         if data is not None:
-            batch = next(iter(o.load_data(data, preprocess, 1, 1)))
+            batch = o.Reading(preprocess, 1, classes, calling).load(data, 1).first
         if batch is not None:
             o.check_input(subject.model, batch)
         with open_device(subject.profile) as device:

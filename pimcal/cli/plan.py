@@ -51,6 +51,8 @@ def plan(
     images: c.Images = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
     seed: c.FirstSeed = 0,
@@ -80,9 +82,8 @@ def plan(
         _use_threads(subject.model)
         recipe = parse_recipe(subject.profile.calibration.method)
         check_plan(subject.profile, horizon_s, step_s)
-        same = c.load_comparison(
-            subject, [recipe], data, calibration_data, held_out, images, preprocess, metric, batch_size, seed
-        )
+        reading = o.Reading(preprocess, batch_size, classes, calling)
+        same = c.load_comparison(subject, [recipe], data, calibration_data, held_out, images, reading, metric, seed)
         found = _images(subject.profile, same, same.calibration(recipe))
         done: list[Sample] = []
         with progress_bar("plan", round(horizon_s / step_s) * seeds * len(compared)) as progress:
@@ -125,5 +126,5 @@ def _images(profile: Profile, same: c.Comparison, calibration: Any) -> Images:
     from pimcal.plan import Images
 
     judged, count = same.held_out, profile.gate.images
-    gate, rest = judged.split(count) if count is not None and count < judged.images else (judged, judged)
+    gate, rest = judged.split(count) if count is not None and count < judged.count() else (judged, judged)
     return Images(calibration, list(gate), list(rest))

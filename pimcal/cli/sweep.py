@@ -39,6 +39,8 @@ def sweep(
     images: c.Images = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
     seed: c.FirstSeed = 0,
@@ -58,9 +60,8 @@ def sweep(
         check_writable(out)
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, None, torch_device)
-        same = c.load_comparison(
-            subject, recipes, data, calibration_data, held_out, images, preprocess, metric, batch_size, seed
-        )
+        reading = o.Reading(preprocess, batch_size, classes, calling)
+        same = c.load_comparison(subject, recipes, data, calibration_data, held_out, images, reading, metric, seed)
         cells: list[Cell] = []
         total = len(grid(varied)) * seeds * len(recipes)
         with _settings_named(varied), progress_bar("sweep", total) as progress:

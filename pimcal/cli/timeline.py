@@ -41,6 +41,8 @@ def timeline(
     images: c.Images = None,
     weights: o.Weights = None,
     preprocess: o.Preprocess = "none",
+    classes: o.Classes = None,
+    calling: o.CallingOption = None,
     metric: o.MetricOption = None,
     batch_size: o.BatchSize = 64,
     seed: c.FirstSeed = 0,
@@ -59,9 +61,8 @@ def timeline(
     with stdout_for_json(as_json):
         subject = o.load_subject(profile, override, model, weights, None, torch_device)
         check_clock(subject.profile)
-        same = c.load_comparison(
-            subject, recipes, data, calibration_data, held_out, images, preprocess, metric, batch_size, seed
-        )
+        reading = o.Reading(preprocess, batch_size, classes, calling)
+        same = c.load_comparison(subject, recipes, data, calibration_data, held_out, images, reading, metric, seed)
         done: list[Reading] = []
         with progress_bar("timeline", len(times) * seeds * len(recipes)) as progress:
 

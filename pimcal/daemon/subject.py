@@ -36,6 +36,6 @@ class Subject:
 def images_for(profile: Profile, calibration: Batches, held_out: Batches) -> Images:
     """The images in the number that a profile asks for."""
     judged = profile.gate.images
-    if judged is not None and judged < held_out.images:
+    if judged is not None and judged < held_out.count():
         held_out = held_out.split(judged)[0]
     return Images(tuple(calibration), tuple(held_out))

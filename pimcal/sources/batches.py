@@ -1,136 +1,138 @@
-"""A set of images in batches, which can be walked again and again and cut in two."""
+"""A set of images in batches, which are read when they are needed, and can be cut in two."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
-from torch import Tensor
-
-from pimcal.batches import inputs_in
+from pimcal.batches import batch_size, images_of, split_batch
 from pimcal.errors import DataError, UsageError
 
-# Inputs are one tensor [N, ...], a list of N tensors, or model arguments by name or in order; labels a tensor
-# [N, ...] or N of anything. A list, and inputs in order, without labels are in a tuple of one, as
-# `pimcal.batches.split_batch` has it.
-Inputs = Tensor | list[Tensor] | Mapping[str, Any] | tuple[Any, ...]
-Batch = Tensor | Mapping[str, Any] | tuple[Inputs] | tuple[Inputs, Any]
+Batch = Any  # see `pimcal.batches`
+Walk = Callable[[int], Iterator[Batch]]  # all batches, from that image on; those before need not be read
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A batch of `images` images that is read when it is needed, and read anew each time."""
-
-    images: int
-    read: Callable[[], Batch]
-
-    def read_part(self, first: int, last: int) -> Batch:
-        """Images `first` to `last` (exclusive) of it."""
-        return cut(self.read(), first, last)
-
-
-@dataclass(frozen=True, slots=True)
 class Batches:
-    """Iterating yields `x` or, where `has_labels`, `(x, y)`.
+    """Batches that are read anew each time they are walked: no more than one is held, and the first.
 
-    `x` is a tensor or a list of them, one an image; or, for models of several arguments, a dict or a tuple of
-    them. Lists and tuples are `(x,)` without labels.
+    `images`: how many there are in all; None where only a walk to the end tells.
     """
 
-    chunks: tuple[Chunk, ...]
-    has_labels: bool
+    def __init__(self, walk: Walk, images: int | None = None) -> None:
+        self.images = images
+        self._walk = walk
+        self._first: Batch = None
+        self._begun: Iterator[Batch] | None = None  # a walk behind its first batch, for whoever comes next
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Batches:
+        """Of batches that are in memory already."""
+        return cls(lambda start: part(batches, start), sum(map(batch_size, batches)))
 
     @property
-    def images(self) -> int:
-        """How many images there are in all batches."""
-        return sum(chunk.images for chunk in self.chunks)
+    def first(self) -> Batch:
+        """The first batch, read once; a walk that begins later goes on from there.
 
-    def __len__(self) -> int:
-        return len(self.chunks)
+        Raises DataError where there is none.
+        """
+        if self._first is None:
+            begun = self._walk(0)
+            self._first = next(begun, None)
+            if self._first is None:
+                raise DataError("there is no image: at least one is needed")
+            self._begun = begun
+        return self._first
+
+    def count(self) -> int:
+        """How many images there are; walks to the end where that is not known."""
+        if self.images is None:
+            self.images = sum(map(batch_size, self))
+        return self.images
+
+    @property
+    def has_labels(self) -> bool:
+        return split_batch(self.first)[2] is not None
 
     def __iter__(self) -> Iterator[Batch]:
-        return (chunk.read() for chunk in self.chunks)
+        return self.starting(0)
 
     def split(self, images: int) -> tuple[Batches, Batches]:
         """The first `images` images, and the rest.
 
         Raises:
             UsageError: `images` is less than 1.
-            DataError: no image would remain.
+            DataError: no image would remain; where `self.images` is None, when that is found.
         """
         if images < 1:
             raise UsageError(f"the first part of a set of images needs at least 1 image, not {images}")
-        if images >= self.images:
-            raise DataError(
-                f"{self.images} images are too few to set {images} apart and have some left to judge by; "
-                f"give at least {images + 1}"
-            )
-        return self._part(0, images), self._part(images, self.images)
+        if self.images is not None and images >= self.images:
+            raise _too_few(self.images, images)
 
-    def resized(self, batch_size: int) -> Iterator[Batch]:
-        """The same images in batches of at most `batch_size`."""
-        for chunk in self.chunks:
-            for first in range(0, chunk.images, batch_size):
-                yield chunk.read_part(first, min(first + batch_size, chunk.images))
+        def rest(start: int) -> Iterator[Batch]:
+            return at_least(self.starting(images + start), 1 - start, lambda found: _too_few(None, images))
+
+        return self.up_to(images, _too_few), Batches(rest, None if self.images is None else self.images - images)
+
+    def up_to(self, images: int, too_few: Callable[[int, int], DataError] | None = None) -> Batches:
+        """The first `images` images; where there are fewer, `too_few(found, images)` is raised, or all are given."""
+
+        def walk(start: int) -> Iterator[Batch]:
+            cut = part(self.starting(start), 0, images - start)
+            if too_few is None:
+                return cut
+            return at_least(cut, images - start, lambda found: too_few(start + found, images))
+
+        sure = too_few is not None or (self.images is not None and self.images >= images)
+        return Batches(walk, images if sure else self.images)
+
+    def resized(self, size: int) -> Iterator[Batch]:
+        """The same images in batches of at most `size`."""
+        for batch in self:
+            for first in range(0, batch_size(batch), size):
+                yield images_of(batch, first, first + size)
+
+    def mapped(self, change: Callable[[Batch], Batch]) -> Batches:
+        """The same batches, each as `change` makes it, which keeps the images."""
+        return Batches(lambda start: map(change, self.starting(start)), self.images)
 
     def in_memory(self) -> Batches:
-        """The same batches, read once and kept; for several passes over files that are slow to decode."""
-        return Batches(tuple(kept(chunk.read()) for chunk in self.chunks), self.has_labels)
+        """The same batches, read once and kept; for several walks over what is slow to read."""
+        return Batches.of(list(self))
 
-    def _part(self, first: int, last: int) -> Batches:
-        chunks, start = [], 0
-        for chunk in self.chunks:
-            low, high = max(first - start, 0), min(last - start, chunk.images)
-            if low < high:
-                whole = high - low == chunk.images
-                chunks.append(chunk if whole else Chunk(high - low, partial(chunk.read_part, low, high)))
-            start += chunk.images
-        return Batches(tuple(chunks), self.has_labels)
+    def starting(self, start: int) -> Iterator[Batch]:
+        """The batches from image `start` on."""
+        if start or self._begun is None:
+            return self._walk(start)
+        begun, self._begun = self._begun, None
+        return chain([self._first], begun)
 
 
-def kept(batch: Batch) -> Chunk:
-    """A chunk of a batch that is in memory already."""
-    return Chunk(count_images(unpack(batch)[0]), lambda: batch)
+def part(batches: Iterable[Batch], first: int, last: int | None = None) -> Iterator[Batch]:
+    """Images `first` to `last` (exclusive; None: the end) of all batches; nothing behind them is read."""
+    start = 0
+    for batch in batches:
+        size = batch_size(batch)
+        low, high = max(first - start, 0), size if last is None else min(last - start, size)
+        start += size
+        if low < high:
+            yield images_of(batch, low, high)
+        if last is not None and start >= last:
+            return
 
 
-def unpack(batch: Batch) -> tuple[Inputs, Any]:
-    """A batch as inputs and labels; the labels are `None` where it has none."""
-    if isinstance(batch, tuple):
-        return (batch[0], batch[1]) if len(batch) == 2 else (batch[0], None)
-    return batch, None
+def at_least(batches: Iterable[Batch], images: int, problem: Callable[[int], DataError]) -> Iterator[Batch]:
+    """The same batches; raises `problem(found)` at the end where they hold fewer images."""
+    found = 0
+    for batch in batches:
+        found += batch_size(batch)
+        yield batch
+    if found < images:
+        raise problem(found)
 
 
-def pack(inputs: Inputs, labels: Any) -> Batch:
-    """The opposite of `unpack`."""
-    if labels is not None:
-        return inputs, labels
-    return (inputs,) if isinstance(inputs, tuple | list) else inputs
-
-
-def count_images(inputs: Inputs) -> int:
-    """How many images `inputs` holds: the length of the first tensor, or list of tensors.
-
-    Raises:
-        DataError: there is no tensor with a batch axis.
-    """
-    for item in inputs_in(inputs):
-        if isinstance(item, list) or item.ndim:
-            return len(item)
-    raise DataError("a batch holds no tensor with a batch axis; yield x, (x, y), or a dict of tensors")
-
-
-def cut(batch: Batch, first: int, last: int) -> Batch:
-    """Images `first` to `last` (exclusive) of a batch."""
-    inputs, labels = unpack(batch)
-    parts = tuple(_cut(x, first, last) for x in inputs) if isinstance(inputs, tuple) else _cut(inputs, first, last)
-    return pack(parts, _cut(labels, first, last))
-
-
-def _cut(value: Any, first: int, last: int) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _cut(item, first, last) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return value[first:last] if value.ndim else value
-    return value[first:last] if isinstance(value, list | tuple) else value
+def _too_few(found: int | None, apart: int) -> DataError:
+    return DataError(
+        f"{apart if found is None else found} images are too few to set {apart} apart and have some left to judge by; "
+        f"give at least {apart + 1}"
+    )

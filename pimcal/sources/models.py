@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pimcal.blame import location
-from pimcal.errors import ConfigError, DataError, MissingExtraError, UsageError
-from pimcal.sources.batches import Inputs
-from pimcal.sources.checkpoints import check_finite, load_weights, read_checkpoint
+from pimcal.calling import arguments, call_with, device_of
+from pimcal.errors import ConfigError, DataError, MissingExtraError, PimcalError, UsageError
+from pimcal.sources.checkpoints import read_checkpoint
 from pimcal.sources.objects import UserObject, resolve
+from pimcal.sources.weights import load_weights
 from pimcal.suggest import did_you_mean
 
+_log = logging.getLogger(__name__)
 _TORCHVISION = "torchvision:"
 
 
-def load_model(spec: str, weights: Path | None = None) -> nn.Module:
+def load_model(spec: str, weights: Path | None = None, tell: Callable[[str], None] = _log.warning) -> nn.Module:
     """The model that `spec` names, in eval mode, with the weights in `weights` where given.
 
     Args:
         spec: `pkg.mod:name` or `file.py:name`, a class or function callable without arguments or an
             `nn.Module` (which is copied); or `torchvision:NAME`, built untrained and without a download.
-        weights: safetensors, or a torch file that loads with `weights_only=True`.
+        weights: safetensors, a torch file that loads with `weights_only=True`, the index of several, or their folder.
+        tell: is called with what was stripped from the weights' names or ignored.
 
     Raises:
         UsageError: the spec names no model, or its code raised.
@@ -40,28 +44,39 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     if lazy:
         raise UsageError(f"{spec}: {lazy} has no shape yet; run the model on an example before returning it")
     if weights is not None:
-        load_weights(model, read_checkpoint(weights), weights)
-    check_finite(model, str(weights or spec))
+        for remark in load_weights(model, read_checkpoint(weights), weights):
+            tell(remark)
+    _check_finite(model, str(weights or spec))
     return model.eval()
 
 
-def check_input(model: nn.Module, inputs: Inputs) -> Any:
-    """Run `model` on a batch (a tensor `[N, ...]`, or arguments by name or in order) and return its outputs.
+def check_input(model: nn.Module, batch: Any) -> Any:
+    """Run `model` on a batch and return its outputs.
 
     Raises:
         DataError: the model does not take such images; the message says what its first layer expects.
     """
     try:
-        with torch.inference_mode():
-            if isinstance(inputs, Mapping):
-                return model(**inputs)
-            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    except Exception as error:  # the model is the user's: anything can come out of it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0] + location(error)
+        return call_with(model, batch, device_of(model))
+    except PimcalError as error:  # the model is the user's: anything can come out of it
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0] + location(cause)
         raise DataError(
-            f"the model does not take {_described(inputs)}{_first_layer(model)}; "
-            f"resize or convert the images with --preprocess ({reason})"
+            f"the model does not take {_described(model, batch)}{_first_layer(model)}; "
+            f"resize or convert the images with --preprocess, or say how it is called with --calling ({reason})"
         ) from error
+
+
+def _check_finite(model: nn.Module, source: str) -> None:
+    """Raise `DataError` naming the first parameter or running statistic of `model` with a NaN or an infinity.
+
+    Other buffers are left alone: attention masks hold infinities on purpose.
+    """
+    statistics = [(name, b) for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    for name, tensor in [*model.named_parameters(), *statistics]:
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise DataError(f"{source}: {name} has {bad} NaN or infinite values of {tensor.numel()}")
 
 
 def _from_torchvision(spec: str) -> nn.Module:
@@ -103,14 +118,19 @@ def _from_user(source: UserObject) -> nn.Module:
     return model
 
 
-def _described(inputs: Inputs) -> str:
-    if isinstance(inputs, Mapping):
-        return f"the keyword arguments {', '.join(inputs)}"
-    if isinstance(inputs, tuple):
-        return f"{len(inputs)} arguments"
+def _described(model: nn.Module, batch: Any) -> str:
+    args, named = arguments(model, batch)
+    if named:
+        return f"the keyword arguments {', '.join(named)}"
+    if len(args) > 1:
+        return f"{len(args)} arguments"
+    (inputs,) = args
     if isinstance(inputs, list):
-        return f"a list of {len(inputs)} images, the first of shape {list(inputs[0].shape)}"
-    return f"images of shape {list(inputs.shape[1:])}"
+        shape = f", the first of shape {list(inputs[0].shape)}" if isinstance(inputs[0], Tensor) else ""
+        return f"a list of {len(inputs)} images{shape}"
+    if isinstance(inputs, Mapping):
+        return f"a dict of {', '.join(map(str, inputs))}"
+    return f"images of shape {list(inputs.shape[1:])}" if isinstance(inputs, Tensor) else f"a {type(inputs).__name__}"
 
 
 def _first_layer(model: nn.Module) -> str:

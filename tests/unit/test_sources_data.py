@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pimcal.batches import split_batch
+from pimcal.batches import batch_size, split_batch
 from pimcal.errors import DataError, MissingExtraError, UsageError
-from pimcal.sources.batches import Batches, count_images, kept, unpack
+from pimcal.sources.batches import Batches
 from pimcal.sources.data import load_batches
 from pimcal.sources.preprocess import cifar10, imagenet, none
 
@@ -29,9 +30,9 @@ def _npz(folder: Path, **arrays: Any) -> str:
     return f"npz:{folder}/data.npz"
 
 
-def _all(batches: Batches) -> tuple[torch.Tensor, list[int]]:
-    pairs = [unpack(batch) for batch in batches]
-    return torch.cat([x for x, _ in pairs]), [int(v) for _, y in pairs if y is not None for v in y]
+def _all(batches: Iterable[Any]) -> tuple[torch.Tensor, list[int]]:
+    parts = [split_batch(batch) for batch in batches]
+    return torch.cat([x for (x,), _, _ in parts]), [int(v) for _, _, y in parts if y is not None for v in y]
 
 
 # ---- npz
@@ -39,8 +40,8 @@ def _all(batches: Batches) -> tuple[torch.Tensor, list[int]]:
 
 def test_npz_gives_all_images_and_labels_in_batches_again_and_again(tmp_path: Path) -> None:
     batches = load_batches(_npz(tmp_path, images=BYTES, labels=LABELS), batch_size=4)
-    assert [count_images(unpack(batch)[0]) for batch in batches] == [4, 4, 2]
-    assert (batches.images, len(batches), batches.has_labels) == (10, 3, True)
+    assert [batch_size(batch) for batch in batches] == [4, 4, 2]
+    assert (batches.images, batches.has_labels) == (10, True)
     for _ in range(2):
         images, labels = _all(batches)
         torch.testing.assert_close(images, torch.from_numpy(BYTES.transpose(0, 3, 1, 2) / 255).float())
@@ -340,17 +341,18 @@ def test_endless_iterable_is_taken_only_as_far_as_needed(own: str) -> None:
     assert _all(batches)[1] == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert len(resolve(f"{own}:taken").value) == 3
     assert _all(batches)[1] == _all(batches)[1]
+    assert len(resolve(f"{own}:taken").value) == 9
 
 
 def test_dataset_is_put_in_batches(own: str) -> None:
     batches = load_batches(f"{own}:Squares", batch_size=3)
-    assert (len(batches), batches.images) == (3, 7)
+    assert ([batch_size(batch) for batch in batches], batches.images) == ([3, 3, 1], 7)
     assert _all(batches)[1] == list(range(7))
 
 
 def test_dataloader_of_single_entries_is_unlabelled(own: str) -> None:
     batches = load_batches(f"{own}:loader")
-    assert (batches.images, len(batches), batches.has_labels) == (5, 3, False)
+    assert (batches.images, len(list(batches)), batches.has_labels) == (5, 3, False)
 
 
 def test_numpy_batches_are_taken_and_preprocessed(own: str) -> None:
@@ -362,9 +364,8 @@ def test_numpy_batches_are_taken_and_preprocessed(own: str) -> None:
 def test_dict_batches_are_keyword_arguments_with_labels_apart(own: str) -> None:
     batches = load_batches(f"{own}:keywords", images=5)
     first, second = batches
-    assert isinstance(first, tuple)
-    assert set(first[0]) == {"tokens", "scale"}
-    inputs, labels = unpack(second)
+    assert set(first) == {"tokens", "scale", "labels"}
+    _, inputs, labels = split_batch(second)
     assert (inputs["tokens"].tolist(), inputs["scale"], labels.tolist()) == ([[0, 1], [2, 3]], 2.0, [0, 1])
     with pytest.raises(UsageError, match="yields several inputs"):
         load_batches(f"{own}:keywords", cifar10)
@@ -397,7 +398,7 @@ def test_images_of_unequal_size_come_as_a_list_and_are_preprocessed_each(own: st
 
 def test_labels_may_be_anything_with_one_entry_an_image(own: str) -> None:
     batches = load_batches(f"{own}:boxes", images=3)
-    assert [unpack(batch)[1] for batch in batches] == [[{"box": 1}, {"box": 2}], [{"box": 1}]]
+    assert [split_batch(batch)[2] for batch in batches] == [[{"box": 1}, {"box": 2}], [{"box": 1}]]
 
 
 @pytest.mark.parametrize(
@@ -427,7 +428,7 @@ def test_batches_that_cannot_be_used_are_refused(own: str, name: str, message: s
 )
 def test_what_gives_no_batches_is_refused(own: str, name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_batches(f"{own}:{name}")
+        list(load_batches(f"{own}:{name}"))
 
 
 def test_too_few_images_of_an_iterable_says_how_many(own: str) -> None:
@@ -448,7 +449,7 @@ def test_nan_in_a_later_batch_is_found_when_it_is_read(own: str) -> None:
 def test_split_keeps_every_image_once_and_in_order(sizes: list[int], data: st.DataObject) -> None:
     total = sum(sizes)
     numbers = torch.arange(total).split(sizes)
-    batches = Batches(tuple(kept((x[:, None].float(), x)) for x in numbers), has_labels=True)
+    batches = Batches.of([(x[:, None].float(), x) for x in numbers])
     if total == 1:
         with pytest.raises(DataError, match="too few"):
             batches.split(1)

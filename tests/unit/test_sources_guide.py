@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pimcal.batches import batch_size, split_batch
 from pimcal.metrics import resolve_metric
-from pimcal.sources.batches import count_images, unpack
 from pimcal.sources.data import load_batches
 from pimcal.sources.models import check_input, load_model
 from pimcal.sources.preprocess import load_preprocess
@@ -55,8 +55,7 @@ def test_commands_specs_load_and_fit_each_other(prepared: Path, monkeypatch: pyt
     images = None if limit is None else int(limit)
     running = resolve_metric(options.get("--metric", "accuracy")).start()
     for batch in load_batches(options["--data"], preprocess, images):
-        inputs, labels = unpack(batch)
-        running.update(check_input(model, inputs), labels, count_images(inputs))
+        running.update(check_input(model, batch), split_batch(batch)[2], batch_size(batch))
     assert running.compute() > 0.9
     if "--calibration-data" in options:
         calibration = int(options["--images"])

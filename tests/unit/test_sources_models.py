@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
+from pimcal.batches import split_batch
 from pimcal.errors import DataError, MissingExtraError, UsageError
 from pimcal.metrics import resolve_metric
-from pimcal.sources.batches import unpack
 from pimcal.sources.data import load_batches
 from pimcal.sources.models import check_input, load_model
 from pimcal.sources.preprocess import load_preprocess
@@ -280,7 +280,7 @@ def test_images_of_the_wrong_shape_are_refused_with_what_the_first_layer_takes(n
     assert check_input(model, torch.rand(2, 3, 8, 8)).shape == (2, 4, 6, 6)
     with pytest.raises(DataError, match=r"images of shape \[1, 8, 8\]: its first layer, 0, takes 3 channels"):
         check_input(model, torch.rand(2, 1, 8, 8))
-    with pytest.raises(DataError, match="the keyword arguments pixels"):
+    with pytest.raises(DataError, match="does not take a dict of pixels"):
         check_input(model, {"pixels": torch.rand(2, 3, 8, 8)})
 
 
@@ -328,6 +328,6 @@ def test_shared_resnet20_reaches_its_known_accuracy_on_cifar10(shared_data: Path
     model = load_model(f"{tmp_path}/resnet.py:ResNet20", cifar10 / "resnet20.safetensors")
     accuracy = resolve_metric("accuracy").start()
     for batch in load_batches(f"npz:{cifar10}/test.npz", load_preprocess("cifar10"), batch_size=250):
-        images, labels = unpack(batch)
+        (images,), _, labels = split_batch(batch)
         accuracy.update(check_input(model, images), labels, len(labels))
     assert accuracy.compute() == pytest.approx(0.813, abs=0.0015)
