@@ -133,8 +133,8 @@ def _left_out(others: Sequence[Path]) -> list[str]:
     """A remark on files that are no images: they may be some, of a kind that cannot be read."""
     if not others:
         return []
-    names = ", ".join(path.name for path in others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
-    return [f"{len(others)} files are no images, and left out: {names}"]
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    return [f"left out, as no images: {', '.join(path.name for path in others[:_SHOWN])}{more}"]
 
 
 def _check_filled(folder: Path, images: Mapping[str, Sequence[Path]]) -> None:

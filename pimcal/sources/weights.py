@@ -257,7 +257,8 @@ def _only(fits: Sequence[_Fit], path: Path) -> _Fit:
     best, *others = fits
     good = [fit for fit in others if fit.is_complete and fit.own_prefix == best.own_prefix and not _same(best, fit)]
     if not good:
-        return best
+        same = [fit for fit in others if fit.is_complete and best.is_complete and _same(best, fit)]
+        return next((fit for fit in (best, *same) if not fit.problems()), best)
     places = " and ".join(repr(fit.prefix or "the names as they are") for fit in (best, *good))
     raise DataError(
         f"{path} holds several sets of weights that fit the model: {places}; save the one that is meant into a file of "
