@@ -21,6 +21,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/dispatch.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/data_memory.py
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/aihwkit.py
 	$(BIN)/python benchmarks/link.py
