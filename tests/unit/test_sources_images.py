@@ -346,3 +346,31 @@ def test_links_are_followed_but_not_for_ever_and_a_link_to_nothing_is_named(tmp_
     (tmp_path / "data" / "cat" / "b.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"b\.png is no readable image"):
         list(load_batches(f"imagefolder:{tmp_path}/data"))
+
+
+MODEL = """
+from torch import nn
+
+
+def level():
+    \"\"\"Gives the class that is ten times the mean of an image of one grey.\"\"\"
+    made = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 12))
+    for number in range(12):  # the largest of n * x - n * n / 2 is at n = x
+        nn.init.constant_(made[2].weight[number], number * 15 / 3)
+        nn.init.constant_(made[2].bias[number], -number * number / 2)
+    return made
+"""
+
+
+def test_the_command_line_judges_by_the_numbers_of_the_folders(pimcal_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(MODEL)
+    for number in range(12):
+        grey = np.full((4, 4), round(65535 * number / 15), np.uint16)
+        _saved(tmp_path / "images" / str(number) / "a.png", grey)
+    on = ["--profile", "ideal", "--model", f"{tmp_path}/own.py:level", "--json"]
+    assert pimcal_run("evaluate", *on, "--data", f"imagefolder:{tmp_path}/images").json["value"] == 1.0
+    (tmp_path / "own.json").write_text(json.dumps({str(n): (n + 1) % 12 for n in range(12)}))
+    shifted = pimcal_run(
+        "evaluate", *on, "--data", f"imagefolder:{tmp_path}/images", "--classes", f"{tmp_path}/own.json"
+    )
+    assert shifted.json["value"] == 0.0

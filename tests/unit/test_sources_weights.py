@@ -315,3 +315,17 @@ def test_safetensors_are_known_by_what_they_are(spec: str, state: dict[str, Tens
     _assert_holds(load_model(f"{spec}:net", tmp_path / "w.bin"), state)
     with pytest.raises(DataError, match="no weights file in the folder"):
         load_model(f"{spec}:net", tmp_path)
+
+
+def test_the_command_line_says_what_was_stripped(lab: Any, pimcal_run: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    torch.save({"net": _prefixed(load_file(lab.weights), "module."), "epoch": 3}, tmp_path / "w.pt")
+    options = lab.on("ideal")
+    options[options.index(lab.weights)] = str(tmp_path / "w.pt")
+    done = pimcal_run("evaluate", *options, "--json")
+    assert done.json["value"] == 1.0
+    expected = (
+        "w.pt: the weights are those under: net.; stripped from names: module.; ignored, beside the weights: epoch"
+    )
+    assert expected in done.err
