@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from pimcal.batches import images_of
+from pimcal.batches import Called, images_of
 
 Path = tuple[Any, ...]  # keys and places on the way to a value
 
@@ -50,6 +51,8 @@ class Form:
             common = path in self._common
             content = str(value.tolist()) if common else None
             return value.dtype, value.device, value.shape if common else value.shape[1:], content
+        if isinstance(value, PackedSequence):
+            return PackedSequence, value.data.dtype, value.data.device, value.data.shape[1:]
         if self._is_list_of_images(value, path):
             return list
         items = _items(value)
@@ -60,6 +63,8 @@ class Form:
     def _part(self, value: Any, part: slice, path: Path) -> Any:
         if isinstance(value, Tensor):
             return value if path in self._common else value[part]
+        if isinstance(value, PackedSequence):
+            return _packed(unpack_sequence(value)[part])
         if self._is_list_of_images(value, path):
             return value[part]
         items = _items(value)
@@ -69,12 +74,15 @@ class Form:
         first = values[0]
         if isinstance(first, Tensor):
             return first if path in self._common else torch.cat(list(values))
+        if isinstance(first, PackedSequence):
+            return _packed([sequence for value in values for sequence in unpack_sequence(value)])
         if self._is_list_of_images(first, path):
             return [item for value in values for item in value]
         items = _items(first)
         if items is None:
             return first
-        return _like(first, {key: self._joined([value[key] for value in values], (*path, key)) for key, _ in items})
+        columns = [dict(_items(value) or ()) for value in values]
+        return _like(first, {key: self._joined([column[key] for column in columns], (*path, key)) for key, _ in items})
 
     def _is_list_of_images(self, value: Any, path: Path) -> bool:
         return isinstance(value, list) and path not in self._common
@@ -82,6 +90,8 @@ class Form:
 
 def _common(value: Any, images: int, path: Path = ()) -> Iterator[Path]:
     """Where there is what has no entry for each image."""
+    if isinstance(value, PackedSequence):
+        return
     if isinstance(value, Tensor):
         if not value.dim() or value.shape[0] != images:
             yield path
@@ -93,12 +103,20 @@ def _common(value: Any, images: int, path: Path = ()) -> Iterator[Path]:
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
     """What is in a structure, by key or place; None for what is none."""
+    if isinstance(value, Called):
+        return [("batch", value.batch)]
     if isinstance(value, Mapping):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, tuple | list) else None
 
 
 def _like(value: Any, items: Mapping[Any, Any]) -> Any:
+    if isinstance(value, Called):
+        return replace(value, batch=items["batch"])
     if isinstance(value, Mapping):
         return dict(items)
     return type(value)(*items.values()) if hasattr(value, "_fields") else type(value)(items.values())
+
+
+def _packed(sequences: Sequence[Tensor]) -> PackedSequence:
+    return pack_sequence(list(sequences), enforce_sorted=False)

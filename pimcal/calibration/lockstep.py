@@ -122,12 +122,25 @@ class Lockstep:
 @contextmanager
 def _own_modes() -> Iterator[None]:
     """Around a switch: torch's modes belong to a thread, and the other side may change them meanwhile."""
-    grad = torch.is_grad_enabled()
+    grad, functions = torch.is_grad_enabled(), _function_modes()
     autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")}
     try:
         yield
     finally:
         torch.set_grad_enabled(grad)
+        if functions != _function_modes():  # one side pauses in the midst of a function that a mode handles
+            _set_function_modes(functions)
         for kind, (enabled, dtype) in autocast.items():
             torch.set_autocast_enabled(kind, enabled)
             torch.set_autocast_dtype(kind, dtype)
+
+
+def _function_modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+
+
+def _set_function_modes(modes: list[Any]) -> None:
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    for mode in modes:
+        torch._C._push_on_torch_function_stack(mode)

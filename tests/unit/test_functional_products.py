@@ -260,6 +260,23 @@ def lora_head():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", ["affine", "paired", "pooled", "ema"])
+@pytest.mark.parametrize("case", ["weight standardisation", "lora", "experts"])
+def test_all_batches_of_a_calibration_run_on_the_device(open_backend, case, method):
+    make, x, _ = CASES[case]
+    layers = [make(), nn.Flatten(2), nn.BatchNorm1d(x.shape[1] if x.dim() == 3 else 4)]
+    model = nn.Sequential(*(layers if x.dim() == 4 else [layers[0], layers[2]])).eval()
+    net = pimcal.deploy(model, open_backend("ideal", {"calibration.batch_size": 2}), x)
+    before = net.device.cost.mvms
+    net(x)
+    each = (net.device.cost.mvms - before) // len(x)
+
+    record = pimcal.calibrate(net, [x, x + 1, x - 1, 2 * x], method)
+
+    assert record.made_with.mvms == 4 * len(x) * each
+
+
+@torch.no_grad()
 def test_a_calibration_on_an_ideal_device_changes_nothing(open_backend):
     make, x, _ = CASES["window attention"]
     model = make()
