@@ -90,6 +90,8 @@ class UserData:
         with draws.in_use(), self._source.running():
             if isinstance(self._value, Iterator) and not first:
                 self._value = self._made_again()
+            if getattr(self._value, "persistent_workers", False):
+                self._value._iterator = None  # or it would go on with the draws of the walk before
             self._generators.rewind()
             return iter(self._value), draws
 
@@ -170,11 +172,12 @@ def _tuples(item: Any) -> Any:
 
 def _as_tensors(item: Any) -> Batch:
     """A tidy batch, with arrays as tensors, and so are lists of class numbers."""
-    batch = tidied(_arrays_as_tensors(item)) if isinstance(item, list) and item else _arrays_as_tensors(item)
+    batch = _arrays_as_tensors(item)
+    batch = tidied(batch) if isinstance(batch, list | tuple) and batch else batch
     if isinstance(batch, Mapping):
         return {key: _numbers_as_tensor(value) for key, value in batch.items()}
     if isinstance(batch, tuple) and not hasattr(batch, "_fields"):
-        return tidied(tuple(map(_numbers_as_tensor, batch))) if batch else batch
+        return tuple(map(_numbers_as_tensor, batch))
     return batch
 
 

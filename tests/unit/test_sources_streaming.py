@@ -22,7 +22,7 @@ import random
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 alive, most = 0, 0
 
@@ -42,6 +42,9 @@ class Numbers(Dataset):
 shuffled = DataLoader(Numbers(), batch_size=4, shuffle=True)
 own_generator = DataLoader(Numbers(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(3))
 workers = DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2)
+persistent = DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2, persistent_workers=True)
+weighted = DataLoader(Numbers(), batch_size=4, sampler=SubsetRandomSampler(range(40)))
+zipped = DataLoader(Numbers(), batch_size=4, shuffle=True, collate_fn=lambda items: tuple(zip(*items)))
 dropped = DataLoader(Numbers(), batch_size=16, drop_last=True)
 filtered = DataLoader(Numbers(), batch_size=4, collate_fn=lambda items: torch.stack([x for x, y in items if y % 2]))
 
@@ -107,12 +110,21 @@ def _numbers(batches: Any) -> list[int]:
 ALL = list(range(40))
 
 
-@pytest.mark.parametrize("name", ["shuffled", "own_generator", "workers", "augmented", "stream", "generator", "mapped"])
+KINDS = ("shuffled", "own_generator", "workers", "persistent", "weighted", "zipped", "augmented", "stream", "generator")
+
+
+def _images(batch: Any) -> torch.Tensor:
+    (images,), _, _ = split_batch(batch)
+    return torch.stack(images) if isinstance(images, list) else images
+
+
+@pytest.mark.parametrize("name", [*KINDS, "mapped"])
 def test_every_walk_gives_the_same_images_and_a_split_is_clean(own: str, name: str) -> None:
     batches = load_batches(f"{own}:{name}", tell=lambda text: None)
     first, again = list(batches), list(batches)
     assert sorted(_numbers(first)) == ALL
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(_images(a), _images(b)) for a, b in zip(first, again, strict=True))
+    assert _numbers(again) == _numbers(first)
     few, rest = batches.split(6)
     assert (_numbers(few), _numbers(rest)) == (_numbers(first)[:6], _numbers(first)[6:])
 
