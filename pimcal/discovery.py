@@ -16,6 +16,7 @@ from pimcal.forms import Product, attention_macs, read_inputs
 from pimcal.functional import DeviceProducts, Weight, Weights
 from pimcal.opened import named_layers
 from pimcal.origins import Origin, tensors_of
+from pimcal.transforms import lanes
 from pimcal.watch import Watch
 
 See = Callable[[str, Product], None]
@@ -164,7 +165,7 @@ class _DigitalFinder(_Finder):
 
     def product(self, product: Product, origin: Origin, function: str, digital: Callable[[], Any]) -> Any:
         result = digital()
-        vectors = product.view.positions(product.x, result)
+        vectors = product.view.positions(product.x, result) * lanes()
         weight = self._weights.find(product, origin) or self._weights.add(product, origin, function)
         if weight is None:
             self.count_changing(function, vectors * product.macs_each)
@@ -200,7 +201,7 @@ class DeviceFinder(_Finder):
     def product(self, product: Product, origin: Origin, function: str, digital: Callable[[], Any]) -> Any:
         weight = self._device.weight_of(product, origin, function)
         result = digital() if weight is None or weight.layer is None else self._device.run(weight, product)
-        vectors = product.view.positions(product.x, result)
+        vectors = product.view.positions(product.x, result) * lanes()
         if weight is None:
             self.count_changing(function, vectors * product.macs_each)
             return result

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pimcal import transforms
 from pimcal.errors import DataError, UsageError
 from pimcal.matrices import ConvGeometry, LinearView, MatrixView, geometry_of, view_with
 from pimcal.placement import Placed
@@ -66,7 +67,7 @@ class DeviceMatrix:
             return view.fused(x, x.new_zeros(view.rows, view.groups * view.cols), bias)
         if self._fused:
             self.array.ensure(self._steps[0])
-        if self._fused and self.converters.input_bits is None:
+        if self.is_smooth:
             y = view.fused(x, self._weights(x.dtype), bias)
             self._count(view.positions(x, y))
             return y
@@ -74,8 +75,13 @@ class DeviceMatrix:
         y = self._multiply_fused(view, batch, bias) if self._fused else self._multiply_cut(view, batch, bias)
         return y.squeeze(0) if added else y
 
+    @property
+    def is_smooth(self) -> bool:
+        """Whether the product is torch's own, which has derivatives, and nothing is rounded."""
+        return self._fused and self.converters.input_bits is None
+
     def _count(self, vectors: int) -> None:
-        device = self.array.device
+        device, vectors = self.array.device, vectors * transforms.lanes()
         device.count(vectors * len(self.placed.blocks), self._rows_driven, self._cols_read, vectors)
 
     # torch's own kernel for the whole layer, on the weights as they are in this batch
@@ -219,10 +225,23 @@ class DeviceLayer:
 
     def run(self, x: Tensor, bias: Tensor | None, view: MatrixView) -> Tensor:
         """The product of `x`, in the geometry of `view`."""
-        y = self.matrix.multiply(x, bias, view)
+        y = self._multiplied(x, bias, view)
         if self.count is not None:
-            self.count(self.name, view.positions(x, y), view.groups * view.rows * view.cols)
+            vectors = view.positions(x, y) * transforms.lanes()
+            self.count(self.name, vectors, view.groups * view.rows * view.cols)
         return y if self.correction is None else self.correction.apply(y, view)
+
+    def _multiplied(self, x: Tensor, bias: Tensor | None, view: MatrixView) -> Tensor:
+        if not transforms.active() or (self.matrix.is_smooth and not transforms.only_vmap()):
+            return self.matrix.multiply(x, bias, view)
+        if not transforms.only_vmap():
+            raise UsageError(
+                f"layer {self.name} is called inside torch.func.grad, vjp or jvp, and "
+                f"{self.matrix.array.device.capabilities.identity} has no derivatives; take them of the digital model"
+            )
+        return transforms.together(
+            lambda x, bias: self.matrix.multiply(x, bias, view), x, bias, lambda x: view.batched(x)[1]
+        )
 
 
 class LayerForward:

@@ -15,6 +15,7 @@ from pimcal.calling import call_with, device_of
 from pimcal.deployment import Deployment
 from pimcal.evaluation import undisturbed
 from pimcal.opened import named_layers
+from pimcal.transforms import check_measurable
 
 BINS = 128
 
@@ -90,6 +91,7 @@ class _Histograms:
                 handle.remove()
 
     def _count(self, name: str, output: Tensor) -> None:
+        check_measurable(name)
         values = output.detach().float().flatten()
         if not values.numel():
             return  # a branch that got none of the images

@@ -19,6 +19,7 @@ from pimcal.calibration.points import Point
 from pimcal.corrections import eps_of, norms_of, statistics_of
 from pimcal.deployment import Deployment
 from pimcal.model_state import ModelState
+from pimcal.transforms import check_measurable
 
 _TORCHS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _SCALE = 1.5
@@ -34,7 +35,8 @@ class Meter:
         self.unknown: dict[str, str] = {}
 
     def moments(self, point: Point, tensor: Tensor) -> Moments | None:
-        """None where nobody knows which dimension holds the channels."""
+        """None where nobody knows which dimension holds the channels. Raises UsageError inside torch.vmap."""
+        check_measurable(point.name)
         if not point.is_norm:
             return moments(tensor, point.channel_dim)
         if not tensor.numel():

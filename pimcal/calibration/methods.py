@@ -29,6 +29,7 @@ from pimcal.deployment import Deployment
 from pimcal.errors import DataError, UsageError
 from pimcal.layers import ChannelCorrection
 from pimcal.model_state import Contents
+from pimcal.transforms import check_measurable
 
 Method = Literal["ema", "pooled", "paired", "affine"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -155,6 +156,7 @@ class _LayerByLayer:
         device = device_of(self.net)
 
         def tap(point: Point, tensor: Tensor) -> Tensor:
+            check_measurable(point.name)
             self.interlude(self.state.outside)
             call = counters.setdefault(self.lockstep.batch_index, CallCounter()).next(point.name)
             reached.add((point.name, call))

@@ -23,6 +23,7 @@ from pimcal.layers import DeviceLayer
 from pimcal.placement import Block
 from pimcal.recalibration.golden import Answer, Spot
 from pimcal.recalibration.probe import Accepted, AcceptedTile, Probe
+from pimcal.transforms import check_measurable
 
 _IMAGES = 16  # of the batch; that is enough for a mean over all positions
 _LEAST_GAIN = 0.2  # dividing by less would raise noise, not signal
@@ -118,6 +119,7 @@ def _inputs_seen(net: Deployment, batch: Any) -> tuple[dict[str, dict[Block, flo
 
     def see(name: str, product: Product) -> None:
         if name in net.layers and name not in sums:
+            check_measurable(name)
             sums[name], biases[name] = _sums(net.layers[name], product.x), product.bias
 
     with reference_state(net).apart():
