@@ -46,17 +46,18 @@ def network(hosts, lab):
         sys.path.insert(0, {str(lab.folder)!r})
         from network import net
 
+        count = itertools.count(1)  # kept on a module, it would be put back after each measurement
+
         class Wait(torch.nn.Module):
             def __init__(self, seconds, calls):
                 super().__init__()
                 self.seconds, self.calls = seconds, calls
-                self.count = itertools.count(1)
 
             def __deepcopy__(self, memo):
                 return self
 
             def forward(self, x):
-                if next(self.count) > self.calls:
+                if next(count) > self.calls:
                     Path({str(hosts.beside / "waits")!r}).touch()
                     time.sleep(self.seconds)
                 return x
