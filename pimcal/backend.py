@@ -133,7 +133,7 @@ class Backend(ABC):
         """What `matmul_part` or `matmul_patches` give for each of `products`, which do not depend on one another.
 
         A depthwise layer has hundreds of small blocks: a device that can do better than one after the other does it
-        here.
+        here. It may also leave out columns that nobody asks for (`PartProduct.ends`).
         """
         return [
             self.matmul_patches(product.tile, product.inputs, product.part)

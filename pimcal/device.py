@@ -119,7 +119,7 @@ class Device:
         return outputs if gain is None else outputs * gain
 
     def matmul_parts(self, products: Sequence[PartProduct]) -> list[Tensor]:
-        """Each of `products`, [n, part.cols], on the torch device of its inputs. See `Backend`."""
+        """Each of `products`, [n, columns], on the torch device of its inputs. See `Backend`."""
         with self._device_errors():
             outputs = self.backend.matmul_parts([self._sent(product) for product in products])
         return [self._received(product, output) for product, output in zip(products, outputs, strict=True)]

@@ -64,8 +64,12 @@ class Patches:
 
 @dataclass(frozen=True, slots=True)
 class PartProduct:
-    """`inputs`, vectors [n, part.rows] or patches of them, times a part of a tile."""
+    """`inputs`, vectors [n, part.rows] or patches of them, times a part of a tile.
+
+    `ends`: only so many of the part's first and last columns are asked for; those between may be left out.
+    """
 
     tile: int
     inputs: Tensor | Patches
     part: TilePart
+    ends: tuple[int, int] | None = None

@@ -190,7 +190,9 @@ class DeviceProducts:
     def _products(self, cut: Cut, inputs: Sequence[Tensor | Patches]) -> list[Tensor]:
         """Each block's columns, with those of the references behind them [vectors, cols + references]."""
         pairs = zip(cut.blocks, inputs, strict=True)
-        products = [PartProduct(block.tile, x, self._part(block, cut)) for block, x in pairs]
+        references = self.array.references.count
+        ends = (cut.last - cut.first, references) if references else None
+        products = [PartProduct(block.tile, x, self._part(block, cut), ends) for block, x in pairs]
         return [self._with_references(cut, output) for output in self.array.device.matmul_parts(products)]
 
     def _with_references(self, cut: Cut, outputs: Tensor) -> Tensor:
@@ -200,7 +202,7 @@ class DeviceProducts:
         return torch.cat([outputs[:, :width], outputs[:, -references:]], dim=1)
 
     def _part(self, block: Block, cut: Cut) -> TilePart:
-        """Reference columns are the tile's last: with them, what lies between is read, too."""
+        """Reference columns are the tile's last: with them, what lies between may be read, too."""
         cols = block.last - block.first
         if self.array.references.count:
             layout = self.array.layouts[cut.load, block.tile]

@@ -130,23 +130,21 @@ class Aihwkit(Backend):
         return [outputs[i] for i in range(len(products))]
 
     def _of_parts(self, tile: int, products: Sequence[PartProduct]) -> Iterable[Tensor]:
-        parts, vectors = [p.part for p in products], [p.inputs for p in products if isinstance(p.inputs, torch.Tensor)]
+        vectors = [product.inputs for product in products if isinstance(product.inputs, torch.Tensor)]
         held = self._tiles.get(tile)
         shape = None if held is None else (held.programmed.shape[1], held.programmed.shape[0])
-        for part, inputs in zip(parts, vectors, strict=True):
-            check_part(tile, shape, part)
-            check_inputs(tile, part.rows, inputs)
-        if len(parts) == 1 and (parts[0].rows, parts[0].cols) == shape:
-            return [self.matmul(tile, vectors[0])]
+        for product, inputs in zip(products, vectors, strict=True):
+            check_part(tile, shape, product.part)
+            check_inputs(tile, product.part.rows, inputs)
         held = self._held(tile)
+        rows, columns = _numbers(products, held.scales.device)
+        if len(products) == 1 and (rows.shape[1], columns.shape[1]) == shape:
+            return [self.matmul(tile, vectors[0])]
         assert isinstance(held.products, Vectorised)  # as the capabilities say
         key = self._next_product(tile, held)
-        outputs = held.products.matmul_blocks(parts, self._in_range(torch.stack(vectors)), key)
-        scales = held.scales.expand(held.programmed.shape[0])
-        return (
-            self._scaled(held, output, scales[part.first_col : part.first_col + part.cols])
-            for part, output in zip(parts, outputs, strict=True)
-        )
+        outputs = held.products.matmul_blocks(rows, columns, self._in_range(torch.stack(vectors)), key)
+        scales = held.scales.expand(held.programmed.shape[0])[columns]
+        return self._scaled(held, outputs, scales[:, None])
 
     def matmul_patches(self, tile: int, patches: Patches, part: TilePart) -> Tensor:
         if not self._capabilities.patches:
@@ -280,14 +278,26 @@ class Aihwkit(Backend):
         return key_of(self._seed, *parts)
 
 
-def _alike(products: Sequence[PartProduct]) -> dict[tuple[int, ...], list[int]]:
+def _alike(products: Sequence[PartProduct]) -> dict[tuple[Any, ...], list[int]]:
     """The numbers of the products that have tile, size of the part and count of vectors in common."""
-    found: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[Any, ...], list[int]] = {}
     for i, product in enumerate(products):
         assert isinstance(product.inputs, torch.Tensor)  # patches come where the capabilities announce them
-        key = (product.tile, product.part.rows, product.part.cols, len(product.inputs))
+        key = (product.tile, product.part.rows, product.ends or product.part.cols, len(product.inputs))
         found.setdefault(key, []).append(i)
     return found
+
+
+def _numbers(products: Sequence[PartProduct], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows that each product drives and the columns that it reads [products, count]."""
+    rows = [range(p.part.first_row, p.part.first_row + p.part.rows) for p in products]
+    columns = [_columns(p.part, p.ends) for p in products]
+    return torch.tensor([[*r] for r in rows], device=device), torch.tensor(columns, device=device)
+
+
+def _columns(part: TilePart, ends: tuple[int, int] | None) -> list[int]:
+    every = list(range(part.first_col, part.first_col + part.cols))
+    return every if ends is None or sum(ends) >= part.cols else every[: ends[0]] + every[part.cols - ends[1] :]
 
 
 def _name(settings: AihwkitSettings) -> str:

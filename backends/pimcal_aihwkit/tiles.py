@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pimcal.draws import seeded
-from pimcal.patches import Patches, TilePart
+from pimcal.patches import Patches
 from pimcal_aihwkit.analog_mvm import AnalogMvm, Blocks, IoModel
 
 
@@ -40,17 +40,12 @@ class Vectorised:
         assert self._weights is not None
         return self._mvm(self._weights, inputs, self._generator.manual_seed(key))
 
-    def matmul_blocks(self, parts: Sequence[TilePart], inputs: Tensor, key: int) -> Tensor:
-        """`inputs` [blocks, n, rows] times one part of the tile each, all of one size: [blocks, n, cols]."""
+    def matmul_blocks(self, rows: Tensor, columns: Tensor, inputs: Tensor, key: int) -> Tensor:
+        """`inputs` [blocks, n, rows] times the tile's `rows` [blocks, rows] and `columns` [blocks, cols]:
+        [blocks, n, cols]."""
         assert self._weights is not None
-        part = parts[0]
-        first_rows, first_cols = (
-            torch.tensor(first, device=inputs.device)
-            for first in ([p.first_row for p in parts], [p.first_col for p in parts])
-        )
-        rows = first_rows[:, None, None] + torch.arange(part.rows, device=inputs.device)
-        cols = first_cols[:, None, None] + torch.arange(part.cols, device=inputs.device)[:, None]
-        blocks = Blocks(self._weights[cols, rows], first_rows, self._weights.shape[1])
+        weights = self._weights[columns[:, :, None], rows[:, None, :]]
+        blocks = Blocks(weights, rows[:, 0], self._weights.shape[1])
         return self._mvm.of_blocks(blocks, inputs, self._generator.manual_seed(key))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pimcal
+from pimcal.patches import PartProduct, TilePart
 from pimcal_aihwkit.analog_mvm import AnalogMvm, Blocks
 from pimcal_aihwkit.config import build
 from pimcal_aihwkit.settings import AihwkitSettings
@@ -125,6 +126,19 @@ def test_blocks_multiply_like_a_tile_that_gets_nothing_elsewhere(forward):
         driven[:, row : row + 10] = inputs[i]
         expected = mvm(tile[col : col + 3], driven, generator)
         torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=2e-3)
+
+
+def test_columns_that_nobody_asks_for_are_left_out():
+    with pimcal.open_device("aihwkit_pcm", EXACT) as device:
+        weights, inputs = torch.randn(12, 9), torch.randn(5, 4)
+        device.program(0, weights)
+        part = TilePart(3, 4, 1, 8)
+
+        whole, ends = device.matmul_parts([PartProduct(0, inputs, part), PartProduct(0, inputs, part, ends=(2, 3))])
+
+    assert whole.shape == (5, 8)
+    torch.testing.assert_close(ends, whole[:, [0, 1, 5, 6, 7]], rtol=1e-4, atol=1e-4)
+    assert relative_error(whole, inputs @ weights[3:7, 1:]) < 0.05
 
 
 def test_noise_of_blocks_is_as_strong_as_that_of_a_tile():
