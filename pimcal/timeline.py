@@ -20,7 +20,7 @@ from pimcal.errors import ConfigError, UsageError
 from pimcal.evaluation import evaluate, repeatable
 from pimcal.metrics import Metric
 from pimcal.profile import Profile
-from pimcal.profile.duration import parse_duration
+from pimcal.profile.duration import parse_sensible
 from pimcal.recipes import Recipe, with_references, with_seed
 
 Calibration = Callable[[Recipe], Sequence[Any]]
@@ -53,7 +53,7 @@ class Reading:
 def parse_times(text: str) -> list[timedelta]:
     """`1s,1h,30d` as durations. Raises UsageError for what is none, or where time would run backwards."""
     try:
-        times = [parse_duration(part.strip()) for part in text.split(",")]
+        times = [parse_sensible(part.strip()) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"--at {text!r}: {error}, with commas between several: 1s,1h,30d") from error
     check_times([time.total_seconds() for time in times])

@@ -61,7 +61,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     from rich.table import Column, Table
     from rich.text import Text
 
-    headers = (Column(Text(one_line(column))) for column in columns)  # as it is: rich would take "[vision]" for a style
+    headers = (
+        Column(Text(shown_safely(column))) for column in columns
+    )  # as it is: rich would take "[vision]" for a style
     table = Table(*headers, title=title and shown_safely(title), box=None, title_justify="left", pad_edge=False)
     for row in rows:
         table.add_row(*(Text(shown_safely(cell) if isinstance(cell, Lines) else one_line(str(cell))) for cell in row))

@@ -11,6 +11,7 @@ from pimcal.cli import generations
 from pimcal.cli import stores as s
 from pimcal.cli.options import Json
 from pimcal.cli.output import print_json, print_table
+from pimcal.shown import one_line
 
 app = typer.Typer(help="Calibration records: look at them, and say which of a store's is active.", no_args_is_help=True)
 app.command("list")(generations.list_)
@@ -57,7 +58,9 @@ def diff(first: s.RecordName, second: s.RecordName, store: s.OptionalStore = Non
     if not found["fields"]:
         typer.echo("all fields are equal")
     else:
-        print_table(("field", first, second), [(key, *values) for key, values in found["fields"].items()])
+        print_table(
+            ("field", one_line(first), one_line(second)), [(key, *values) for key, values in found["fields"].items()]
+        )
     if changed:
         typer.echo("")
         print_table(("tensor", "largest difference"), changed)
