@@ -31,7 +31,7 @@ Port = Annotated[
         "--port", metavar="PORT", help="/dev/..., usb:SERIAL, socket://host:port, rfc2217://..., sim:, replay:FILE"
     ),
 ]
-Baud = Annotated[int | None, typer.Option("--baud", min=1, max=2**32 - 1, help="Line rate in bit/s; left out: 115200.")]
+Baud = Annotated[int | None, typer.Option("--baud", min=1, max=2**63 - 1, help="Line rate in bit/s; left out: 115200.")]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", metavar="NAME|FILE", help="Take port and rate from a hardware profile.")
 ]
