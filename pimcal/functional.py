@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pimcal.fingerprint import checksum
 from pimcal.forms import Product
 from pimcal.layers import DeviceLayer
 from pimcal.matrices import MatrixView
@@ -40,6 +41,7 @@ class Weight:
     values: Tensor
     exact: bool
     version: int
+    checksum: int
     key: Hashable
     layer: DeviceLayer | None = None
     reason: str = ""
@@ -54,11 +56,11 @@ class Weight:
 
     def rebind(self, weight: Tensor) -> None:
         """Its values are from now on those of `weight`."""
-        self.values, self.version = weight.detach(), version_of(weight)
+        self.values, self.version, self.checksum = weight.detach(), version_of(weight), checksum(weight)
 
     def differs_from(self, weight: Tensor) -> bool:
         """Whether `weight` has other values than what was programmed, as far as that can still be told."""
-        return version_of(self.values) != self.version or not torch.equal(self.values, weight)
+        return checksum(weight) != self.checksum
 
     def same_memory(self, weight: Tensor) -> bool:
         """Whether a weight that is a parameter's is the one that was programmed."""
@@ -92,7 +94,18 @@ class Weights:
         values = product.weight.detach() if exact else product.weight.detach().clone()
         name = self._unused(name_of(origin.label))
         version = version_of(product.weight)
-        known.append(Weight(name, function, product.view, values, exact, version, key if exact else (key, len(known))))
+        known.append(
+            Weight(
+                name,
+                function,
+                product.view,
+                values,
+                exact,
+                version,
+                checksum(values),
+                key if exact else (key, len(known)),
+            )
+        )
         return known[-1]
 
     def _key(self, product: Product, origin: Origin) -> tuple[Hashable, bool]:

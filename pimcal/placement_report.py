@@ -38,6 +38,8 @@ class LayerPlacement:
 class Placement:
     """All rows in the order of the model, and what the device holds in all. `str()` is a table.
 
+    `device_share`: the part of all multiplications by weights that the device makes; None until a pass was seen.
+
     `inputs_share`: multiplications of inputs by inputs, which no device that holds weights can make, over all.
     """
 
@@ -47,12 +49,7 @@ class Placement:
     loads: int
     notes: tuple[str, ...] = ()
     inputs_share: float | None = None
-
-    @property
-    def device_share(self) -> float | None:
-        """The part of all multiplications by weights that the device makes; None until a pass was seen."""
-        shares = [row.share for row in self.layers if row.on_device]
-        return None if None in shares else sum(share for share in shares if share is not None)
+    device_share: float | None = None
 
     @property
     def mvms(self) -> int | None:
@@ -76,7 +73,7 @@ class Placement:
         return replace(self, layers=rows, notes=(*self.notes, *notes))
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "mvms": self.mvms, "device_share": self.device_share}
+        return {**asdict(self), "mvms": self.mvms}
 
     def __str__(self) -> str:
         streamed, shared = self.loads > 1, self.device_share is not None
@@ -157,7 +154,9 @@ def report(products: NetworkProducts) -> Placement:
     cells = sum({id(row.placed): row.placed.cells for row in found if row.placed is not None}.values())
     inputs = None if seen is None else seen.inputs.total() / max(1, total + seen.inputs.total())
     notes += products.warnings()
-    return Placement(tuple(rows), len({tile for _, tile in array.layouts}), cells, array.loads, tuple(notes), inputs)
+    tiles = len({tile for _, tile in array.layouts})
+    made = None if seen is None else share(sum(row.macs or 0 for row in found if row.placed is not None))
+    return Placement(tuple(rows), tiles, cells, array.loads, tuple(notes), inputs, made)
 
 
 def _row(row: Row, share: float | None) -> LayerPlacement:

@@ -18,6 +18,8 @@ from pimcal.metrics import Metric
 from pimcal.profile import Profile
 from pimcal.recipes import Recipe, with_references, with_seed
 
+MEASURED = ("method", "seed", "value", "images", "mvms", "device_share")  # keys of a row that are no settings
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

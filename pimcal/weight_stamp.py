@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, Self
 
 from torch import Tensor, nn
 
+from pimcal.fingerprint import checksum
 from pimcal.origins import version_of
 from pimcal.projection import Projection
 
@@ -38,6 +40,7 @@ class WeightStamp:
         self._plain = isinstance(self._layer._parameters.get("weight"), Tensor)
         self._tensors = tuple(self._parts())
         self._versions = tuple(map(version_of, self._tensors))
+        self._checksums = tuple(map(checksum, self._tensors))
 
     def holds(self) -> bool:
         """Whether the weight is still the same."""
@@ -46,15 +49,24 @@ class WeightStamp:
             return True
         if self._plain:  # the hot path
             weight = self._layer._parameters.get("weight")
-            return weight is self._tensors[0] and version_of(self._tensors[0]) == self._versions[0]
-        now = tuple(self._parts())
-        same = len(now) == len(self._tensors) and all(a is b for a, b in zip(now, self._tensors, strict=True))
-        return same and tuple(map(version_of, now)) == self._versions
+            if weight is self._tensors[0] and version_of(self._tensors[0]) == self._versions[0]:
+                return True
+        return self._still(tuple(self._parts()))
+
+    def _still(self, now: tuple[Tensor, ...]) -> bool:
+        """Whether these are the same tensors, or others with the same values."""
+        same = len(now) == len(self._tensors or ()) and all(map(operator.is_, now, self._tensors or ()))
+        if same and tuple(map(version_of, now)) == self._versions:
+            return True
+        if any(tensor is None for tensor in now) or tuple(map(checksum, now)) != self._checksums:
+            return False
+        self._tensors, self._versions = now, tuple(map(version_of, now))
+        return True
 
     def _parts(self) -> Iterable[Tensor]:
         layer: Any = self._layer
         if self._plain:
-            return (layer._parameters["weight"],)
+            return (layer._parameters.get("weight"),)
         if isinstance(layer, Projection):
             return chain(layer.owner.parameters(), layer.owner.buffers())
         if not hasattr(layer, "parametrizations"):

@@ -183,7 +183,9 @@ class Forward(Part):
     output_stochastic_rounding: bool | None = None
     weight_noise: Ratio | None = Field(None, description="read noise of the weights, for each product anew")
     weight_noise_type: Literal["none", "additive_constant", "pcm_read"] | None = None
-    ir_drop: Ratio | None = Field(None, description="scale of the voltage drop along the rows")
+    ir_drop: Annotated[float, *zero_or(1e-9, 1e6)] | None = Field(
+        None, description="scale of the voltage drop along the rows"
+    )
     noise_management: Literal["none", "abs_max", "max", "constant", "abs_max_np_sum"] | None = None
     noise_management_threshold: Bound | None = None
     bound_management: Literal["none", "iterative", "iterative_worst_case"] | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pimcal.deployment import Deployment
     from pimcal.device import Cost
     from pimcal.metrics import Metric
+    from pimcal.placement_report import Placement
     from pimcal.record import Record
     from pimcal.sources.batches import Batches
     from pimcal.store import Generation, Store
@@ -134,8 +135,7 @@ def calibrate(
     if as_json:
         print_json(_as_json(verdict, divergences, path, generation) | {"device_share": placement.device_share})
     else:
-        _print(verdict, divergences, path, generation)
-        say(str(placement.summary))
+        _print(verdict, divergences, path, generation, placement)
 
 
 def _check_out(file: Path) -> None:
@@ -318,9 +318,11 @@ def _print(
     found: dict[str, tuple[Divergence, Divergence]],
     path: Path | None,
     generation: Generation | None,
+    placement: Placement,
 ) -> None:
     made, metric = verdict.record.made_with, str(verdict.record.made_with.metric)
-    typer.echo(f"{verdict.record.method}: {made.images} images, {made.mvms:,} MVMs, {made.seconds:.1f} s")
+    cost = f"{made.images} images, {made.mvms:,} MVMs, {made.seconds:.1f} s"
+    say(f"{verdict.record.method}: {cost}; {placement.summary}")
     typer.echo(f"{metric} before {shown(metric, verdict.before)}, after {shown(metric, verdict.after)}")
     if generation is not None:
         typer.echo(f"generation {generation.id} is {generation.state} in the store")

@@ -129,16 +129,24 @@ def _settings_named(keys: Iterable[str]) -> Iterator[None]:
 
 
 def _print(table: dict[str, Any]) -> None:
+    from pimcal.placement_report import percent
+    from pimcal.sweep import MEASURED
+
     metric = table["metric"]
     typer.echo(f"clean {metric} (digital hardware): {shown(metric, table['clean'])}")
-    fixed = ("method", "seed", "value", "images", "mvms")
-    keys = [key for key in table["rows"][0] if key not in fixed]
+    keys = [key for key in table["rows"][0] if key not in MEASURED]
     keys.append("method")
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in table["rows"]:
         groups.setdefault(json.dumps([row[key] for key in keys]), []).append(row)  # values may be lists
     rows = [
-        (*(found[0][key] for key in keys), *c.spread(metric, found), found[0]["images"], f"{found[0]['mvms']:,}")
+        (
+            *(found[0][key] for key in keys),
+            *c.spread(metric, found),
+            found[0]["images"],
+            f"{found[0]['mvms']:,}",
+            percent(found[0]["device_share"]),
+        )
         for found in groups.values()
     ]
-    print_table((*keys, metric, "min", "max", "images", "MVMs"), rows)
+    print_table((*keys, metric, "min", "max", "images", "MVMs", "on device"), rows)

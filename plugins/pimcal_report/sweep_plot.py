@@ -12,8 +12,6 @@ from pimcal_report.plots import Panel, lines_of, metric_figure, png
 
 logger = logging.getLogger(__name__)
 
-_NOT_SETTINGS = ("method", "seed", "value", "images", "mvms")
-
 
 def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
     """Write `sweep.png` to the folder `out`; where no setting is numeric there is nothing to draw, and it says so.
@@ -31,7 +29,9 @@ def write_sweep_plot(table: dict[str, Any], out: Path) -> None:
 
 def sweep_panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
     """The first numeric setting becomes the x axis; each combination of the others' values has its own panel."""
-    settings = [key for key in (rows[0] if rows else {}) if key not in _NOT_SETTINGS]
+    from pimcal.sweep import MEASURED
+
+    settings = [key for key in (rows[0] if rows else {}) if key not in MEASURED]
     x = next((key for key in settings if all(_is_number(row[key]) for row in rows)), None)
     if x is None:
         return []

@@ -55,10 +55,10 @@ def test_people_get_a_table_of_means_over_seeds(lab, pimcal_run):
     done = pimcal_run("sweep", *lab.on(), *options)
     first, head, row = done.out.splitlines()
     assert first == "clean accuracy (digital hardware): 100.00 %"
-    assert head.split() == ["device.eta0", "method", "accuracy", "min", "max", "images", "MVMs"]
+    assert head.split() == ["device.eta0", "method", "accuracy", "min", "max", "images", "MVMs", "on", "device"]
     values = [row["value"] for row in rows]
     told = [f"{100 * value:.2f}" for value in (sum(values) / 2, min(values), max(values))]
-    assert row.replace("%", "").split() == ["0.3", "none", *told, "0", "0"]
+    assert row.replace("%", "").split() == ["0.3", "none", *told, "0", "0", "100"]
 
 
 def test_several_settings_make_a_grid(lab, pimcal_run):

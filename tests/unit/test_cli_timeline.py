@@ -44,7 +44,7 @@ def test_out_gets_csv_json_and_a_plot(lab, pimcal_run):
     assert json.loads((folder / "timeline.json").read_text()) == done.json
     with (folder / "timeline.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["time_s", "method", "seed", "value", "images", "mvms"]
+    assert list(rows[0]) == ["time_s", "method", "seed", "value", "images", "mvms", "device_share"]
     assert rows == [{key: str(value) for key, value in row.items()} for row in done.json["rows"]]
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
 

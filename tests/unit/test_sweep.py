@@ -90,7 +90,7 @@ def test_calibrated_cells_count_images_and_products_and_are_better(run):
 def test_rows_have_the_settings_first(run):
     (cell,) = run({"device.noise": ["add"], "device.eta0": [0.1]}, [parse_recipe("none")])
     row = cell.as_row()
-    assert list(row) == ["device.noise", "device.eta0", "method", "seed", "value", "images", "mvms"]
+    assert list(row) == ["device.noise", "device.eta0", "method", "seed", "value", "images", "mvms", "device_share"]
     assert (row["device.noise"], row["device.eta0"], row["method"]) == ("add", 0.1, "none")
 
 

@@ -172,7 +172,7 @@ def test_images_and_products_are_those_of_the_method_at_that_time(run):
 
 def test_rows_have_time_method_seed_value_and_cost(run):
     (reading,) = run(recipes("none"), times_s=(10.0,), overrides={**DRIFT, "host": ["tail"]})
-    assert list(reading.as_row()) == ["time_s", "method", "seed", "value", "images", "mvms"]
+    assert list(reading.as_row()) == ["time_s", "method", "seed", "value", "images", "mvms", "device_share"]
     assert reading.notes == ("host pattern 'tail' matches no layer of this model",)
 
 
