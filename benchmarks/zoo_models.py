@@ -280,11 +280,14 @@ _PAIRS = {
     "bart": "d_model", "blenderbot": "d_model", "m2m_100": "d_model", "marian": "d_model", "mbart": "d_model",
     "pegasus": "d_model", "t5": "t5", "mt5": "t5", "umt5": "t5", "switch_transformers": "t5",
 }  # fmt: skip
+_STAGES = dict.fromkeys(_SMALL)  # networks in stages have lists instead
 _VISION: dict[str, dict[str, Any]] = {
-    "beit": {}, "convnext": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]}, "deit": {}, "dinov2": {},
-    "data2vec-vision": {}, "mobilenet_v1": {}, "mobilenet_v2": {}, "poolformer": {}, "pvt": {}, "regnet": {},
-    "resnet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, "segformer": {},
-    "swin": {"embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4]}, "vit": {}, "vit_mae": {},
+    "beit": {}, "convnext": {**_STAGES, "depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]}, "deit": {},
+    "data2vec-vision": {}, "dinov2": {}, "mobilenet_v1": {}, "mobilenet_v2": {}, "poolformer": {}, "pvt": _STAGES,
+    "regnet": {**_STAGES, "embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1],
+               "groups_width": 8},
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, "segformer": _STAGES,
+    "swin": {**_STAGES, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_size": 2}, "vit": {}, "vit_mae": {},
 }  # fmt: skip
 _AUDIO: dict[str, dict[str, Any]] = {
     kind: {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
