@@ -287,7 +287,8 @@ _VISION: dict[str, dict[str, Any]] = {
     "regnet": {**_STAGES, "embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1],
                "groups_width": 8},
     "resnet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}, "segformer": _STAGES,
-    "swin": {**_STAGES, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_size": 2}, "vit": {}, "vit_mae": {},
+    "swin": {**_STAGES, "embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 3, 4], "window_size": 2},
+    "vit": {}, "vit_mae": {},
 }  # fmt: skip
 _AUDIO: dict[str, dict[str, Any]] = {
     kind: {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}

@@ -21,6 +21,7 @@ def _no_single_bit(bits: int) -> int:
     return bits
 
 
+Scale = Annotated[float, *zero_or(1e-9, 1e6)]  # of an effect that is small by itself
 Bits = Annotated[int, Field(ge=0, le=24), AfterValidator(_no_single_bit)]
 # Microsiemens, as coefficients of a polynomial in g / g_max: no larger than any conductance.
 Coefficients = Annotated[tuple[Annotated[float, *signed(1e-9, 1e6)], ...], Field(min_length=1, max_length=8)]
