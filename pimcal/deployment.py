@@ -48,7 +48,7 @@ class Deployment(nn.Module):
         self.module = _copy_for_host(model, survey(self.reference, device.profile.host))
         self._active: list[tuple[str, Corrections]] = []
         self.products = NetworkProducts(self.reference, self.module, device)
-        self.products.place(None if example is None else self.products.look(self._digital_pass(example)))
+        self.products.place(None if example is None else self._looked_at(example))
         self._follow_torch_device()
         self.products.start()
         self._warn()
@@ -96,14 +96,19 @@ class Deployment(nn.Module):
         was not called.
         """
         if self.products.first_pass is None:
-            self._settle(self.products.look(self._digital_pass(batch)))
+            self._settle(self._looked_at(batch))
 
-    def _digital_pass(self, batch: Any) -> Callable[[], Any]:
-        def call() -> None:
-            with reference_state(self).apart():
-                call_with(self.reference, first_images(batch, _EXAMPLES), device_of(self.reference))
+    def _looked_at(self, batch: Any) -> Pass:
+        """What the digital model does with a few images, or with the whole batch if it does not take a part of it."""
+        try:
+            few = first_images(batch, _EXAMPLES)
+            return self.products.look(lambda: self._digital_pass(few))
+        except (UsageError, DataError):
+            return self.products.look(lambda: self._digital_pass(batch))
 
-        return call
+    def _digital_pass(self, batch: Any) -> None:
+        with reference_state(self).apart():
+            call_with(self.reference, batch, device_of(self.reference))
 
     def _settle(self, found: Pass) -> None:
         before = corrections_in_force(self)

@@ -20,12 +20,17 @@ _FORWARDS: dict[type[nn.Module], Callable[[Any], OpenedForward]] = {
 def open_layers(model: nn.Module) -> None:
     """Let every attention and every recurrent layer of `model` compute through projections that are layers.
 
-    Those with a `forward` of their own are left alone.
+    Attention with a `forward` of its own is left alone; a recurrent layer's own `forward` runs as it is, up to torch's
+    function.
     """
     for module in model.modules():
         for kind, opened in _FORWARDS.items():
-            if isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module):
+            if isinstance(module, kind) and "forward" not in vars(module) and _may_be_opened(module, kind):
                 module.forward = opened(module)  # type: ignore[assignment]
+
+
+def _may_be_opened(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return kind is not nn.MultiheadAttention or type(module).forward is kind.forward
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from pimcal.forms import Product, read
 from pimcal.origins import Origin, Origins, tensors_of
 
 _ATTENTION = "multi_head_attention_forward"
+_GROUPED = ("_grouped_mm", "grouped_mm")
 
 
 class Handler(Protocol):
@@ -47,6 +49,8 @@ class Watch(TorchFunctionMode):
         if name == "__get__" or name in _QUIET:
             return self._followed(func, args, named)
         if name == _ATTENTION and (opened := self._opened_attention(args, named)) is not None:
+            return opened
+        if name in _GROUPED and (opened := self._opened_groups(*args, **named)) is not None:
             return opened
         product = read(func, args, named, self._is_weight)
         if product is not None and (not self._knows_all(args, named) or self._handler.takes_constant(product)):
@@ -89,6 +93,15 @@ class Watch(TorchFunctionMode):
         )  # fmt: skip
         with self:
             return F.linear(y, call["out_proj_weight"], call["out_proj_bias"]), scores
+
+    def _opened_groups(self, x: Tensor, weights: Tensor, offs: Tensor | None = None, **rest: Any) -> Tensor | None:
+        """A product for each group of vectors by its own matrix (of an expert, say); None if these are no weights."""
+        if offs is None or x.dim() != 2 or weights.dim() != 3 or not self._is_weight(weights) or any(rest.values()):
+            return None
+        ends = offs.tolist()
+        with self:
+            parts = [x[first:last] @ weights[i] for i, (first, last) in enumerate(pairwise([0, *ends]))]
+        return torch.cat([*parts, x.new_zeros(len(x) - ends[-1], weights.shape[2])])
 
 
 def _projected(call: dict[str, Any]) -> list[Tensor]:

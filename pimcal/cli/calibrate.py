@@ -121,7 +121,7 @@ def calibrate(
         o.check_calibration_images(subject.model, found.calibration)
         chosen = o.choose_metric(metric, found.held_out.has_labels)
         with open_device(subject.profile) as device, _opened(store) as kept:
-            net = deploy(subject.model, device, next(iter(found.held_out)))
+            net = deploy(subject.model, device, found.held_out.first)
             for remark in net.placement.notes:
                 note(remark)
             if kept is not None:

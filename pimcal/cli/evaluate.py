@@ -60,7 +60,7 @@ def evaluate(
         kept = s.open_reader(store)
         generation = None
         with open_device(subject.profile) as device:
-            net = deploy(subject.model, device, next(iter(batches)))
+            net = deploy(subject.model, device, batches.first)
             for remark in net.placement.notes:
                 note(remark)
             if corrections is not None:

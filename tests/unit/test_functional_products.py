@@ -365,3 +365,33 @@ def test_most_of_the_work_on_the_host_is_warned_of_once(open_backend):
         net(X)
     net(X)
     assert net.placement.device_share == pytest.approx(60 / (60 + 5 * 36 + 216), rel=0.3)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped products")
+def test_grouped_products_use_each_experts_matrix(open_backend):
+    def run(m, x):
+        offsets = torch.tensor([2, 2, 5], dtype=torch.int32)
+        return torch._grouped_mm(x, m.w.transpose(-2, -1), offs=offsets)
+
+    model, x = Net(run, w=nn.Parameter(torch.randn(3, 16, 8, dtype=torch.bfloat16))), torch.randn(5, 8).bfloat16()
+    expected = torch.cat([x[:2] @ model.w[0].t(), x[2:] @ model.w[2].t()])
+
+    net = pimcal.deploy(model, open_backend("ideal"), x)
+
+    torch.testing.assert_close(net(x), expected, rtol=2e-2, atol=2e-2)
+    assert {row.name for row in net.placement.layers if row.on_device and row.share} == {"w[0]", "w[2]"}
+
+
+@torch.no_grad()
+def test_a_recurrent_layer_with_a_forward_of_its_own_is_opened(open_backend):
+    class Last(nn.LSTM):
+        def forward(self, x):
+            return super().forward(2 * x)[0][-1]
+
+    model, x = nn.Sequential(Last(6, 4), nn.Linear(4, 2)), X
+
+    net = pimcal.deploy(model, open_backend("ideal"), x)
+
+    torch.testing.assert_close(net(x), model(x))
+    assert net.placement.device_share == 1
