@@ -183,7 +183,7 @@ class NetworkProducts:
 
     def _foreign(self, first_pass: Pass) -> list[str]:
         """Layers that were called without a product by their own weights."""
-        return [name for name in self._surveyed if name in first_pass.called and not first_pass.macs[name]]
+        return [name for name in self._surveyed if name in first_pass.called - first_pass.macs.keys()]
 
     def start(self) -> None:
         """Program what was placed. Raises ConfigError if it does not fit beside other networks."""
@@ -274,7 +274,7 @@ class NetworkProducts:
         foreign = self._foreign(seen)
         if foreign:
             found.append(f"{_listed(foreign)}: called with weights that are not their own, which stay on the host")
-        idle = [name for name in self._surveyed if not seen.macs[name] and name not in foreign]
+        idle = [name for name in self._surveyed if name not in seen.macs and name not in foreign]
         if idle:
             found.append(f"the model did not call {_listed(idle)}, which the device could compute")
         return found
@@ -293,7 +293,7 @@ class NetworkProducts:
             yield
             return
         self._known.origins.begin_pass()
-        with Watch(self._known.origins, self._on_device):
+        with Watch(self._known.origins, self._on_device, apart_from=self._reference):
             yield
 
     @contextmanager
@@ -305,7 +305,7 @@ class NetworkProducts:
         for layer in self.layers.values():
             layer.count = finder.found.count
         try:
-            with finder.following(self._module), Watch(self._known.origins, finder):
+            with finder.following(self._module), Watch(self._known.origins, finder, self._reference):
                 yield finder.found
         finally:
             for layer in self.layers.values():

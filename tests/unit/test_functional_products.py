@@ -395,3 +395,19 @@ def test_a_recurrent_layer_with_a_forward_of_its_own_is_opened(open_backend):
 
     torch.testing.assert_close(net(x), model(x))
     assert net.placement.device_share == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settled", [True, False])
+def test_the_digital_model_stays_digital_within_a_session(open_backend, settled):
+    make, x, _ = CASES["experts"]
+    model = nn.Sequential(make(), nn.Linear(6, 2))
+    net = pimcal.deploy(
+        model, open_backend("gaussian", {"device.noise": "mul", "device.eta0": 0.5}), x if settled else None
+    )
+
+    with net.session():
+        clean, noisy = net.reference(x), net.module(x)
+
+    assert torch.equal(clean, model(x))
+    assert not torch.allclose(noisy, clean, rtol=1e-2)
