@@ -292,20 +292,20 @@ class NetworkProducts:
         if not self._watching:
             yield
             return
-        self._known.origins.begin_pass()
-        with Watch(self._known.origins, self._on_device, apart_from=self._reference):
+        self._known.origins.begin_pass(apart_from=self._reference)
+        with Watch(self._known.origins, self._on_device):
             yield
 
     @contextmanager
     def first(self) -> Iterator[Pass]:
         """The same for the first pass: what it does is counted in the `Pass` that the block gets."""
         self.array.begin_pass()
-        self._known.origins.begin_pass()
+        self._known.origins.begin_pass(apart_from=self._reference)
         finder = DeviceFinder(self._known, self._on_device)
         for layer in self.layers.values():
             layer.count = finder.found.count
         try:
-            with finder.following(self._module), Watch(self._known.origins, finder, self._reference):
+            with finder.following(self._module), Watch(self._known.origins, finder):
                 yield finder.found
         finally:
             for layer in self.layers.values():

@@ -46,6 +46,7 @@ class Origins:
         self._own: dict[int, tuple[Tensor, Origin]] = {}
         self._computed: dict[int, tuple[weakref.ref[Tensor], Origin, int]] = {}
         self._memory: dict[int, str] = {}
+        self._apart: frozenset[int] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Of copies of the models, whose tensors are others."""
@@ -54,8 +55,12 @@ class Origins:
         twin._models = copy.deepcopy(self._models, memo)
         return twin
 
-    def begin_pass(self) -> None:
-        """Know the models' tensors as they are now, and forget what an earlier pass computed."""
+    def begin_pass(self, apart_from: nn.Module | None = None) -> None:
+        """Know the models' tensors as they are now, and forget what an earlier pass computed.
+
+        What `apart_from`, one of the models, does is nobody's business in this pass: its parameters are no weights.
+        """
+        self._apart = frozenset() if apart_from is None else frozenset(map(id, apart_from.parameters()))
         self._own.clear()
         self._computed.clear()
         self._memory.clear()
@@ -77,6 +82,8 @@ class Origins:
 
     def of(self, tensor: Tensor) -> Origin | None:
         """Where a tensor comes from; None if inputs went into it, or nobody knows."""
+        if id(tensor) in self._apart:
+            return None
         own = self._own.get(id(tensor))
         if own is not None and own[0] is tensor:
             return own[1]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pimcal.forms import Product, read
@@ -37,11 +37,9 @@ class Handler(Protocol):
 class Watch(TorchFunctionMode):
     """Within the block, calls of torch's functions go to a handler; see `Handler`."""
 
-    def __init__(self, origins: Origins, handler: Handler, apart_from: nn.Module | None = None) -> None:
-        """`apart_from`: a copy of the model whose products are nobody's business here."""
+    def __init__(self, origins: Origins, handler: Handler) -> None:
         super().__init__()
         self._origins, self._handler = origins, handler
-        self._foreign = frozenset() if apart_from is None else frozenset(map(id, apart_from.parameters()))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -74,8 +72,6 @@ class Watch(TorchFunctionMode):
         return result
 
     def _is_weight(self, tensor: Tensor) -> bool:
-        if id(tensor) in self._foreign:
-            return False
         origin = self._origins.of(tensor) if isinstance(tensor, Tensor) else None
         return origin is not None and origin.parameters
 
