@@ -117,7 +117,9 @@ def load_subject(
     loaded = read_profile(profile, overrides, seed)
     device = _torch_device(torch_device)
     _seed_torch(seed or 0)
-    return Subject(loaded, load_model(model, weights, note).to(device))
+    subject = Subject(loaded, load_model(model, weights, note))
+    subject.model.to(device)  # what it returns is the user's code's affair
+    return subject
 
 
 def read_profile(profile: str, overrides: list[str] | None, seed: int | None = None) -> Profile:

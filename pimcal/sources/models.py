@@ -47,7 +47,8 @@ def load_model(spec: str, weights: Path | None = None, tell: Callable[[str], Non
         for remark in load_weights(model, read_checkpoint(weights), weights):
             tell(remark)
     _check_finite(model, str(weights or spec))
-    return model.eval()
+    model.eval()  # what it returns is the user's code's affair
+    return model
 
 
 def check_input(model: nn.Module, batch: Any) -> Any:

@@ -129,3 +129,74 @@ def test_network_larger_than_the_device_gives_what_one_that_fits_does(lab, pimca
     streamed = pimcal_run("evaluate", *small, "-O", "tiles.count=2", "--json").json
     assert streamed["value"] == fits["value"] == 1.0
     assert streamed["mvms"] == fits["mvms"]
+
+
+SILENT = """
+import torch
+from torch import nn
+
+
+class Silent(nn.Sequential):
+    def train(self, mode=True):
+        super().train(mode)
+
+    def eval(self):
+        super().eval()
+
+    def to(self, *args, **kwargs):
+        super().to(*args, **kwargs)
+
+
+def model():
+    return Silent(nn.Linear(4, 3), Silent(nn.BatchNorm1d(3)))
+
+
+def data():
+    return [torch.rand(8, 4, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+"""
+
+
+def test_a_model_whose_methods_return_nothing_is_evaluated_and_calibrated(pimcal_run, tmp_path):
+    (tmp_path / "silent.py").write_text(SILENT)
+    on = [
+        "--profile",
+        "ideal",
+        "--model",
+        f"{tmp_path}/silent.py:model",
+        "--data",
+        f"{tmp_path}/silent.py:data",
+        "--json",
+    ]
+
+    assert pimcal_run("evaluate", *on, "--metric", "agreement").json["value"] == 1
+    assert pimcal_run("calibrate", *on, "--images", "16").json["after"] == 1
+
+
+BEHIND = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Behind(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.idle = nn.Linear(4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return F.linear(x, self.first.weight, self.first.bias)
+"""
+
+
+def test_weights_used_behind_a_layers_forward_are_on_the_device_and_idle_layers_are_named(pimcal_run, tmp_path):
+    (tmp_path / "own.py").write_text(SILENT + BEHIND)
+    on = ["--model", f"{tmp_path}/own.py:Behind", "--data", f"{tmp_path}/own.py:data"]
+
+    for command in ("evaluate", "calibrate"):
+        more = ["--images", "16", "--method", "affine"] if command == "calibrate" else []
+        done = pimcal_run(command, "--profile", "gaussian_mul", *on, *more)
+        assert "the model did not call idle, which the device could compute" in done.err
+        assert "the device makes 100 % of the multiplications by weights" in done.out
+        assert "UserWarning" not in done.err
+        assert "PlacementWarning" not in done.err
+    noisy = pimcal_run("evaluate", "--profile", "gaussian_mul", *on, "--metric", "mse", "--json").json
+    assert (noisy["device_share"], noisy["mvms"], noisy["value"] > 1e-4) == (1.0, 32, True)

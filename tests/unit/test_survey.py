@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pimcal.errors import DataError, UsageError
+import pimcal
+from pimcal.errors import ConfigError, DataError, UsageError
 from pimcal.opened import open_layers
 from pimcal.survey import check_initialized, survey, unmatched
 
@@ -93,3 +94,33 @@ def test_weights_that_are_no_numbers_are_refused_by_name_and_number(bad):
 def test_a_lazy_layer_is_refused_before_it_has_weights(lazy):
     with pytest.raises(UsageError, match=r"0\.\w+ is lazy and has no values yet; call the model once"):
         check_initialized(nn.Sequential(lazy))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz.*", "ignore:.*torch.ao.*", "ignore:.*TypedStorage.*")
+def test_quantised_layers_are_listed_with_the_reason(open_backend):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(4, 2, 1)).eval()
+    mixed = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+    placement = pimcal.deploy(mixed, open_backend("ideal")).placement
+
+    assert [row.name for row in placement.layers if row.on_device] == ["2"]
+    assert "Linear keeps its weights quantised" in {row.name: row.reason for row in placement.layers}["0"]
+    whole = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
+    with pytest.raises(
+        ConfigError, match=r"0: Linear keeps its weights quantised.*deploy the model that was quantised"
+    ):
+        pimcal.deploy(whole, open_backend("ideal"))
+
+
+def test_weights_in_buffers_are_listed(open_backend):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("qweight", torch.ones(4, 4, dtype=torch.int8))
+
+        def forward(self, x):
+            return x @ self.qweight.float()
+
+    model = nn.Sequential(Packed(), nn.Linear(4, 2))
+
+    assert reasons(model) == {"0": "Packed uses its weights in its own code", "1": ""}
