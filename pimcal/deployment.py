@@ -101,14 +101,13 @@ class Deployment(nn.Module):
     def _looked_at(self, batch: Any) -> Pass:
         """What the digital model does with a few images, or with the whole batch if it does not take a part of it."""
         try:
-            few = first_images(batch, _EXAMPLES)
-            return self.products.look(lambda: self._digital_pass(few))
+            return self._digital_pass(first_images(batch, _EXAMPLES))
         except (UsageError, DataError):
-            return self.products.look(lambda: self._digital_pass(batch))
+            return self._digital_pass(batch)
 
-    def _digital_pass(self, batch: Any) -> None:
+    def _digital_pass(self, batch: Any) -> Pass:
         with reference_state(self).apart():
-            call_with(self.reference, batch, device_of(self.reference))
+            return self.products.look(lambda: call_with(self.reference, batch, device_of(self.reference)))
 
     def _settle(self, found: Pass) -> None:
         before = corrections_in_force(self)

@@ -20,6 +20,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Contents = list[dict[str, Any]]  # the attributes of each owner
@@ -54,7 +55,8 @@ class ModelState:
         memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in self._plain}  # copies of no graph
         memo |= self._common
         pairs = zip(self._owners, self._start, strict=True)
-        return [_copied({**self._classes[type(owner)], **own}, memo) for owner, own in pairs]
+        with torch._C.DisableTorchFunction():  # copying is nothing that the model asks torch for
+            return [_copied({**self._classes[type(owner)], **own}, memo) for owner, own in pairs]
 
     def put(self, contents: Contents) -> None:
         """From now on the model reads and writes these."""
