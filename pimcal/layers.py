@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pimcal import transforms
 from pimcal.errors import DataError, UsageError
-from pimcal.matrices import ConvGeometry, LinearView, MatrixView, geometry_of, view_with
+from pimcal.matrices import LinearView, MatrixView, geometry_of, view_with, walk_attributes
 from pimcal.placement import Placed
 from pimcal.products import Cut, DeviceProducts, HostProducts, Products, cuts_of
 from pimcal.quantize import quantize
@@ -254,7 +254,7 @@ class LayerForward:
     def __init__(self, layer: nn.Module, device_layer: DeviceLayer, changed: Callable[[LayerForward], bool]) -> None:
         self.layer, self.device_layer = layer, device_layer
         self._changed = changed
-        self._geometry: ConvGeometry | None = None
+        self._seen: tuple[Any, ...] = ()  # attributes that the view was made of
         self._view = device_layer.matrix.view
         self._convolves = not isinstance(self._view, LinearView)
         self.stamp = WeightStamp(layer)
@@ -281,11 +281,9 @@ class LayerForward:
 
     def _present_view(self) -> MatrixView:
         """The view of the device's matrix in the geometry of the layer's attributes, which may have changed."""
-        if self._convolves:
-            geometry = geometry_of(self.layer)
-            if geometry != self._geometry:
-                self._view = self._fitting(view_with(self.layer, self._weight_shape(), geometry))
-                self._geometry = geometry
+        if self._convolves and (attributes := walk_attributes(self.layer)) != self._seen:
+            self._view = self._fitting(view_with(self.layer, self._weight_shape(), geometry_of(self.layer)))
+            self._seen = tuple(list(value) if isinstance(value, list) else value for value in attributes)
         return self._view
 
     def _fitting(self, view: MatrixView) -> MatrixView:

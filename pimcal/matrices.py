@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -374,6 +375,12 @@ class ConvTransposeView(MatrixView):
     @property
     def channel_dim(self) -> int:
         return -1 - self.dims
+
+
+# What torch's convolutions read when they are called.
+walk_attributes = attrgetter(
+    "stride", "padding", "dilation", "groups", "padding_mode", "output_padding", "_reversed_padding_repeated_twice"
+)
 
 
 def geometry_of(layer: Any, output_padding: Sequence[int] | None = None) -> ConvGeometry | None:
