@@ -90,8 +90,7 @@ class UserData:
         with draws.in_use(), self._source.running():
             if isinstance(self._value, Iterator) and not first:
                 self._value = self._made_again()
-            if getattr(self._value, "persistent_workers", False):
-                self._value._iterator = None  # or it would go on with the draws of the walk before
+            self._dismiss_workers()
             self._generators.rewind()
             return iter(self._value), draws
 
@@ -106,16 +105,24 @@ class UserData:
     def _items(self) -> Iterator[Batch]:
         """Batches as they come, preprocessed."""
         iterator, draws = self._opened()
-        while True:
-            with draws.in_use(), self._source.running():
-                item = next(iterator, _END)
-            if item is _END:
-                return
-            batch = _as_tensors(_tuples(item) if self._collates else item)
-            if _checked_size(batch, self._source.spec):
-                with draws.in_use():
-                    batch = self._preprocessed(batch)
-                yield batch
+        try:
+            while True:
+                with draws.in_use(), self._source.running():
+                    item = next(iterator, _END)
+                if item is _END:
+                    return
+                batch = _as_tensors(_tuples(item) if self._collates else item)
+                if _checked_size(batch, self._source.spec):
+                    with draws.in_use():
+                        batch = self._preprocessed(batch)
+                    yield batch
+        finally:
+            self._dismiss_workers()
+
+    def _dismiss_workers(self) -> None:
+        """End a DataLoader's persistent workers: they would go on with the draws of the walk before."""
+        if getattr(self._value, "persistent_workers", False):
+            self._value._iterator = None
 
     def _batches(self) -> Iterator[Batch]:
         for number, batch in enumerate(self._all_alike(self._items())):
