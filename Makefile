@@ -42,7 +42,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing pimcal, PyTorch and the test tools into $(VENV) (the download is large)"
-	$(INSTALL) --editable '.[all,test]'
+	$(INSTALL) --editable '.[all,test,zoo]'
 	touch $@ $(VENV)/.demo
 
 clean:
