@@ -371,7 +371,8 @@ def _segmentation() -> Iterator[Architecture]:
 
     for decoder, encoder in (*((d, "resnet18") for d in _DECODERS), *(("Unet", e) for e in _ENCODERS)):
         make = partial(getattr(smp, decoder), encoder, encoder_weights=None)
-        yield Architecture("smp", f"{decoder}_{encoder}", make, _images(64))
+        side = 128 if decoder == "PAN" else 64  # its pyramid pools eight times finer than the others' deepest map
+        yield Architecture("smp", f"{decoder}_{encoder}", make, _images(side))
     yield Architecture(
         "smp",
         "DPT_vit",
