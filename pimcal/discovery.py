@@ -38,7 +38,7 @@ class Pass:
     `uses`: by the weight's key, in the order of the first use. `called`: modules that were called. `macs`, `vectors`:
     multiplications and input vectors by layer. `inputs`: multiplications of inputs by inputs, by module. `others`:
     multiplications by weights in functions of torch's that no device can stand in for, or by weights that differ at
-    each call; by what makes them.
+    each call; by what makes them. `constants`: multiplications of inputs by buffers and constants, no weights.
     """
 
     uses: dict[Hashable, Use] = field(default_factory=dict)
@@ -47,6 +47,7 @@ class Pass:
     vectors: Counter[str] = field(default_factory=Counter)
     inputs: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
+    constants: Counter[str] = field(default_factory=Counter)
 
     def use(self, weight: Weight) -> Use:
         """How `weight` was used so far."""
@@ -132,18 +133,22 @@ class _Finder:
             self.found.inputs[self.module] += macs
             return digital()
         product = read_inputs(function, args, kwargs)
-        if product is not None and self._of_inputs(product):
+        if product is not None and not self._has_parameters(product.operand):
             result = digital()
-            self.found.inputs[self.module] += product.view.positions(product.x, result) * product.macs_each
+            macs = product.view.positions(product.x, result) * product.macs_each
+            if self._weights.origins.of(product.operand) is None:
+                self.found.inputs[self.module] += macs
+            else:
+                name = getattr(function, "__name__", str(function))
+                self.found.constants[f"{name} in {self.module or 'the model'}"] += macs
             return result
         if any(origin is not None and origin.parameters for origin in known):
             return self._with_parameters(function, digital)
         return digital()
 
-    def _of_inputs(self, product: Product) -> bool:
-        """Whether inputs went into both operands; if not, one is a constant that is no parameter."""
-        origin = self._weights.origins.of(product.operand)
-        return origin is None
+    def _has_parameters(self, operand: Tensor) -> bool:
+        origin = self._weights.origins.of(operand)
+        return origin is not None and origin.parameters
 
     def _with_parameters(self, function: Any, digital: Callable[[], Any]) -> Any:
         """A function of inputs and parameters: a product in disguise, or an addition, a normalisation, a look-up."""

@@ -147,6 +147,12 @@ def report(products: NetworkProducts) -> Placement:
             LayerPlacement(name, "function", reason="no device can make this product", share=share(macs))
             for name, macs in seen.others.items()
         ]
+        rows += [
+            LayerPlacement(
+                name, "function", reason="multiplies by a buffer or a constant, which is no weight", share=0.0
+            )
+            for name in seen.constants
+        ]
     idle = unmatched({row.name for row in found}, products.host)
     notes = [f"host pattern '{pattern}' matches no layer of this model" for pattern in idle]
     if not array.device.capabilities.effective_weights:

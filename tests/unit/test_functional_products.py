@@ -411,3 +411,16 @@ def test_the_digital_model_stays_digital_within_a_session(open_backend, settled)
 
     assert torch.equal(clean, model(x))
     assert not torch.allclose(noisy, clean, rtol=1e-2)
+
+
+@torch.no_grad()
+def test_a_product_by_a_buffer_is_listed_and_is_no_weights_product(open_backend):
+    model = Net(lambda m, x: m.fc(x @ m.filters), fc=nn.Linear(8, 2))
+    model.register_buffer("filters", torch.randn(6, 8))
+
+    net = pimcal.deploy(model, open_backend("ideal"), X)
+
+    torch.testing.assert_close(net(X), model(X))
+    row = next(row for row in net.placement.layers if "matmul" in row.name)
+    assert "multiplies by a buffer or a constant" in row.reason
+    assert net.placement.device_share == 1
