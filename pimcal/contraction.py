@@ -141,11 +141,6 @@ def of_tensordot(x: Tensor, weight: Tensor, dims: tuple[Sequence[int], Sequence[
     return Contraction(*labels, out)
 
 
-def as_linear(vectors: Vectors) -> Tensor | None:
-    """A single matrix as a linear layer keeps it, [cols, rows]; None for several."""
-    return vectors.matrices[0].t() if vectors.matrices.shape[0] == 1 else None
-
-
 def block_product(inputs: Tensor, matrices: Tensor) -> Tensor:
     """[..., groups * rows] times [groups, rows, cols]: [..., groups * cols]."""
     groups, rows, cols = matrices.shape

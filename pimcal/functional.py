@@ -138,7 +138,17 @@ def name_of(label: str) -> str:
 Taps = dict[str, Callable[[Tensor], Tensor]]
 
 
-class DeviceProducts:
+class _Products:
+    """What is no product with a weight stays torch's own affair."""
+
+    def takes_constant(self, product: Product) -> bool:
+        return False
+
+    def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
+        return digital()
+
+
+class DeviceProducts(_Products):
     """Answers products with what the device gives; `late(product, origin, function)` is asked for unknown weights."""
 
     def __init__(
@@ -162,17 +172,11 @@ class DeviceProducts:
         y = weight.layer.run(product.x, product.bias, product.view)
         return product.finish(_tapped(self._taps, weight.layer.name, y))
 
-    def takes_constant(self, product: Product) -> bool:
-        return False
-
-    def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
-        return digital()
-
 
 Renew = Callable[[Weight, Tensor], None]
 
 
-class DigitalProducts:
+class DigitalProducts(_Products):
     """Answers products as torch does, and shows the outputs of those that are tapped."""
 
     def __init__(self, weights: Weights, taps: Taps) -> None:
@@ -185,12 +189,6 @@ class DigitalProducts:
         matrices = product.view.matrix(product.weight).transpose(0, 1).flatten(1)
         y = product.view.fused(product.x, matrices, product.bias)
         return product.finish(_tapped(self._taps, weight.layer.name, y))
-
-    def takes_constant(self, product: Product) -> bool:
-        return False
-
-    def other(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], digital: Callable[[], Any]) -> Any:
-        return digital()
 
 
 def _tapped(taps: Taps, name: str, y: Tensor) -> Tensor:

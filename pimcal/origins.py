@@ -65,10 +65,9 @@ class Origins:
         self._computed.clear()
         self._memory.clear()
         for model in self._models:
-            self.know(model)
+            self._know_all(model)
 
-    def know(self, model: nn.Module) -> None:
-        """Know the tensors of another copy of the same model for this pass."""
+    def _know_all(self, model: nn.Module) -> None:
         for name, tensor in model.named_parameters():  # of a tied one the first name
             self._know(name, tensor)
         for name, buffer in model.named_buffers():

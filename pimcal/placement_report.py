@@ -60,16 +60,13 @@ class Placement:
     def with_positions(self, positions: Mapping[str, int]) -> Placement:
         """The same with the products per input filled in, from how many vectors one input gives each layer.
 
-        Notes name the layers that the input did not reach: a model's own code may use a layer's weights without
-        calling the layer, and then computes that product digitally.
+        Notes name the layers that the input did not reach.
         """
         rows = tuple(
             replace(row, mvms=row.blocks * positions.get(row.name, 0)) if row.on_device else row for row in self.layers
         )
         idle = [row.name for row in rows if row.mvms == 0]
-        notes = tuple(
-            f"{name}: placed, but not called by this input; if its weights are used, then digitally" for name in idle
-        )
+        notes = tuple(f"{name}: placed, but not called by this input" for name in idle)
         return replace(self, layers=rows, notes=(*self.notes, *notes))
 
     def as_dict(self) -> dict[str, Any]:
